@@ -1,0 +1,1 @@
+"""Conversations: sessions, the answers being generated in them, and the prompts they need."""

@@ -1,0 +1,69 @@
+"""Tokens to text, a piece at a time, never splitting a UTF-8 character, a grapheme or a stop string.
+
+The two moving offsets follow vLLM's ``detokenize_incrementally`` (vllm/transformers_utils): a short
+prefix is decoded again with each new token, because byte-level tokens join across token borders.
+"""
+
+from typing import Any
+
+import regex  # a dependency of transformers
+
+_REPLACEMENT = "\ufffd"
+_LAST_GRAPHEME = regex.compile(r"\X\Z")
+
+
+class Detokenizer:
+    """Text of one growing token sequence.
+
+    The last grapheme is held back until the next one starts, since a combining mark, a joiner or a
+    skin tone may still follow it; so is any tail that could be the start of a stop string.
+    """
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop = tuple(s for s in stop if s)
+        self._tokens: list[int] = []
+        self._prefix = self._read = 0
+        self._held = ""
+        self.stopped = False
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that is now certain (often empty). Sets ``stopped`` at a stop string."""
+        self._tokens.append(token)
+        known = self._decode(self._tokens[self._prefix : self._read])
+        text = self._decode(self._tokens[self._prefix :])
+        if text.endswith(_REPLACEMENT) and len(self._tokens) - self._read < 8:
+            return ""  # a character is still missing bytes; none has more than four
+        self._prefix, self._read = self._read, len(self._tokens)
+        self._held += text[len(known) :]
+        return self._release()
+
+    def _release(self) -> str:
+        found = min((at for s in self._stop if (at := self._held.find(s)) >= 0), default=-1)
+        if found >= 0:
+            self.stopped = True
+            out, self._held = self._held[:found], ""
+            return out
+        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        if last := _LAST_GRAPHEME.search(self._held):
+            keep = max(keep, len(self._held) - last.start())
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+    def finish(self) -> str:
+        """Return what was held back. Nothing comes after a stop string."""
+        if self.stopped:
+            return ""
+        known = self._decode(self._tokens[self._prefix : self._read])
+        tail = self._decode(self._tokens[self._prefix :])[len(known) :]
+        out, self._held = self._held + tail.rstrip(_REPLACEMENT), ""
+        return out
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that starts ``stop``."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

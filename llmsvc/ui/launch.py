@@ -1,0 +1,88 @@
+"""Opens the port: the page, the routes beside it, and the service's life around them."""
+
+import secrets
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llmsvc.errors import Conflict
+from llmsvc.http.routes import make_routes
+from llmsvc.service import Service
+from llmsvc.settings import Settings
+from llmsvc.ui.page import Page
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+
+
+def check_port(settings: Settings) -> None:
+    """Raises Conflict when another program listens there, with what to do."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise Conflict(
+                f"Port {settings.port} on {settings.host} cannot be used ({error.strerror}). "
+                "Stop the program that has it, or choose another with --port."
+            ) from error
+
+
+def launch(service: Service) -> None:
+    """Serve until interrupted. Models begin to load once the page is reachable."""
+    settings = service.settings
+    demo = Page(service).build()
+    logins = _logins(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        yield
+        await service.stop()
+
+    demo.queue(default_concurrency_limit=None, max_size=256, api_open=False)
+    demo.launch(
+        server_name=settings.host,
+        server_port=settings.port,
+        share=settings.share,
+        auth=logins or None,
+        max_threads=256,
+        max_file_size=settings.max_upload,
+        prevent_thread_lock=True,
+        show_error=True,
+        quiet=True,
+        ssr_mode=False,
+        run_history=False,
+        footer_links=[],
+        enable_monitoring=False,
+        blocked_paths=[str(settings.data_dir)],
+        favicon_path=str(ASSETS / "favicon.svg"),
+        theme=gr.themes.Default(
+            primary_hue="indigo", neutral_hue="slate", font=["Inter", "ui-sans-serif", "system-ui", "sans-serif"]
+        ),
+        css_paths=[ASSETS / "style.css"],
+        head_paths=[ASSETS / "head.html"],
+        app_kwargs={"routes": make_routes(service).routes, "lifespan": lifespan},
+    )
+    print(f"llmsvc is open on http://{settings.host}:{settings.port}", flush=True)
+    if demo.share_url:
+        print(f"Public link: {demo.share_url}", flush=True)
+    service.preload()
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("\nStopping; running answers are kept.", flush=True)
+    demo.close(verbose=False)
+
+
+def _logins(settings: Settings) -> list[tuple[str, str]]:
+    """The logins that were given; a made one when the port is public and none was."""
+    if settings.auth or not settings.public:
+        return list(settings.auth)
+    password = secrets.token_urlsafe(12)
+    print(f"This page can be reached by others, so it needs a login: user admin, password {password}", flush=True)
+    return [("admin", password)]

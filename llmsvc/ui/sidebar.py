@@ -1,0 +1,66 @@
+"""The list of sessions, as HTML: one component instead of four buttons per chat."""
+
+from datetime import datetime, timedelta
+from html import escape
+from itertools import groupby
+from typing import Any
+
+_PENCIL = '<svg viewBox="0 0 16 16"><path d="M11.5 2.5l2 2L5 13l-2.7.7L3 11z"/></svg>'
+_TRASH = '<svg viewBox="0 0 16 16"><path d="M3 4.5h10M6.5 4.5V3h3v1.5M4.5 4.5l.6 8.5h5.8l.6-8.5"/></svg>'
+
+JS = """
+element.addEventListener('click', (e) => {
+  const row = e.target.closest('[data-id]'); if (!row) return;
+  const act = e.target.closest('[data-act]')?.dataset.act ?? 'open';
+  if (act === 'rename') return edit(row);
+  if (!e.target.closest('input')) trigger('select', {action: act, id: row.dataset.id});
+});
+function edit(row) {
+  const name = row.querySelector('.name'), box = document.createElement('input');
+  box.value = name.title; box.setAttribute('aria-label', 'Name of this chat'); name.replaceWith(box);
+  let over = false;
+  const end = (save) => {
+    if (over) return; over = true; box.replaceWith(name);
+    if (save && box.value.trim() && box.value !== name.title)
+      trigger('select', {action: 'rename', id: row.dataset.id, title: box.value});
+  };
+  box.addEventListener('keydown', (e) => { if (e.key === 'Enter') end(true); if (e.key === 'Escape') end(false); });
+  box.addEventListener('blur', () => end(true));
+  box.focus(); box.select();
+}
+"""
+
+
+def session_list(rows: list[dict[str, Any]], current: str, running: set[str], query: str = "") -> str:
+    """Grouped by age, the open one marked, a dot on those being answered."""
+    if not rows:
+        text = "No chat matches." if query else "Your chats will appear here."
+        return f'<div class="sessions"><p class="empty">{text}</p></div>'
+    parts = []
+    for group, members in groupby(rows, lambda r: _age(r["updated_at"])):
+        parts.append(f"<h3>{group}</h3><ul>")
+        parts += [_item(row, row["id"] == current, row["id"] in running) for row in members]
+        parts.append("</ul>")
+    return f'<nav class="sessions" aria-label="Chats">{"".join(parts)}</nav>'
+
+
+def _item(row: dict[str, Any], open_: bool, running: bool) -> str:
+    title = escape(row["title"], quote=True)
+    dot = '<i class="dot" title="being answered"></i>' if running else ""
+    current = ' class="current"' if open_ else ""
+    mark = ' aria-current="true"' if open_ else ""
+    return (
+        f'<li data-id="{row["id"]}"{current}><button class="open"{mark}><span class="name" title="{title}">{title}</span>'
+        f"{dot}</button>"
+        f'<button class="act" data-act="rename" aria-label="Rename {title}" title="Rename">{_PENCIL}</button>'
+        f'<button class="act" data-act="delete" aria-label="Delete {title}" title="Delete">{_TRASH}</button></li>'
+    )
+
+
+def _age(when: float) -> str:
+    day, today = datetime.fromtimestamp(when).date(), datetime.now().date()
+    if day >= today:
+        return "Today"
+    if day == today - timedelta(days=1):
+        return "Yesterday"
+    return "Previous 7 days" if day > today - timedelta(days=7) else "Older"
