@@ -237,11 +237,12 @@ class Turns:
         turn.context, turn.state, turn.note = prompt.ledger.row(), "prefill", ""
         turn.started = time.monotonic()
         turn.changed()
-        loop = asyncio.get_running_loop()
-        # The one bridge between the engine's thread and the event loop.
-        engine.submit(
-            GenerationRequest(turn.id, prompt.tokens, sampling, lambda e: loop.call_soon_threadsafe(turn.receive, e))
-        )
+        loop = asyncio.get_running_loop()  # events cross from the engine's thread here and nowhere else
+
+        def deliver(event: TokenEvent) -> None:
+            loop.call_soon_threadsafe(turn.receive, event)
+
+        engine.submit(GenerationRequest(turn.id, prompt.tokens, sampling, deliver))
         turn.engine = engine
         saved = time.monotonic()
         while not turn.ended:

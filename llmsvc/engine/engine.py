@@ -120,9 +120,9 @@ class Engine:
         if plan.decode:
             lengths = [len(cached) for cached in self._scheduler.cached]
             logits = self._runner.decode({s.slot: s.tokens[-1] for s in plan.decode}, lengths)
-            for sequence in plan.decode:
-                self._scheduler.advance(sequence, len(sequence.tokens))
-                self._choose(sequence, logits[sequence.slot])
+            for row in plan.decode:
+                self._scheduler.advance(row, len(row.tokens))
+                self._choose(row, logits[row.slot])
         if (sequence := plan.prefill) is not None:
             last = self._runner.prefill(sequence.slot, sequence.tokens[plan.start : plan.end], plan.start)
             self._scheduler.advance(sequence, plan.end)

@@ -71,8 +71,8 @@ def from_hub(entry: CatalogueEntry, progress: Progress) -> Path:
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
-        def update(self, n: float | None = 1) -> bool | None:
+    class Bar(tqdm):
+        def update(self, n: float | None = 1) -> Any:
             shown = super().update(n)
             if self.unit == "B":
                 progress(f"Downloading {entry.id}", int(self.n), int(self.total or 0))
@@ -86,7 +86,9 @@ def from_hub(entry: CatalogueEntry, progress: Progress) -> Path:
             "then set HF_TOKEN to a token of your account and load it again."
         ) from None
     except RepositoryNotFoundError:
-        raise NotFound(f"The hub has no model {entry.id}. Check the spelling, or set HF_TOKEN if it is private.") from None
+        raise NotFound(
+            f"The hub has no model {entry.id}. Check the spelling, or set HF_TOKEN if it is private."
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         raise Unavailable(f"The download of {entry.id} failed: {error}. Load it again to resume.") from None
     folder = hub_cache_folder(entry.id)

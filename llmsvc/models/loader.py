@@ -115,7 +115,5 @@ def _quantization(name: str) -> Any:
     if name == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if name == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-        )
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     return None

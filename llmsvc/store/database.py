@@ -53,7 +53,7 @@ class Database:
             found = self._index.table("sessions").get(where("id") == session_id)
         if found is None:
             raise NotFound("There is no such chat. It may have been deleted; pick one from the list.")
-        return dict(found)  # type: ignore[arg-type]
+        return dict(found)
 
     def sessions(self) -> list[Row]:
         with self._lock:
@@ -95,7 +95,7 @@ class Database:
     def setting(self, key: str) -> Row:
         with self._lock:
             found = self._index.table("settings").get(where("key") == key)
-        return dict(found["values"]) if found else {}  # type: ignore[call-overload,index]
+        return dict(found["values"]) if found else {}
 
     def set_setting(self, key: str, values: Row) -> None:
         with self._lock:

@@ -49,7 +49,9 @@ class AtomicJSONStorage(Storage):
             _sync_folder(self._path.parent)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise StorageError(f"Not saved: {self._path} cannot be written ({error.strerror}). Free some disk.") from error
+            raise StorageError(
+                f"Not saved: {self._path} cannot be written ({error.strerror}). Free some disk."
+            ) from error
         self._text = text
 
 

@@ -11,7 +11,11 @@ from llmsvc.ui.identity import owner_of, shown_errors
 
 def add_endpoints(service: Service) -> None:
     """Register every endpoint. Call inside the Blocks context."""
-    for name, function in {**_session_endpoints(service), **_chat_endpoints(service), **_model_endpoints(service)}.items():
+    for name, function in {
+        **_session_endpoints(service),
+        **_chat_endpoints(service),
+        **_model_endpoints(service),
+    }.items():
         gr.api(function, api_name=name)
 
 

@@ -58,7 +58,9 @@ class Page:
                 with gr.Tab("Models", id="models", elem_id="tab-models"):
                     self._models()
                 with gr.Tab("Files", id="files", elem_id="tab-files"):
-                    gr.HTML('<p class="empty">Talking about files comes with the next version. Paste text into the chat for now.</p>')
+                    gr.HTML(
+                        '<p class="empty">Talking about files is not built yet. Paste text into the chat for now.</p>'
+                    )
                 with gr.Tab("Settings", id="settings", elem_id="tab-settings"):
                     self._settings()
             self._wire(demo)
@@ -131,9 +133,7 @@ class Page:
         )
         self.top_p = gr.Slider(0, 1, values["top_p"], step=0.01, label="Top-p", info="Share of the likeliest tokens")
         self.top_k = gr.Slider(0, 200, values["top_k"], step=1, label="Top-k", info="0 is off")
-        self.max_tokens = gr.Slider(
-            16, 8192, values["max_tokens"], step=16, label="Longest answer", info="In tokens"
-        )
+        self.max_tokens = gr.Slider(16, 8192, values["max_tokens"], step=16, label="Longest answer", info="In tokens")
         self.system = gr.Textbox(
             values["system"], lines=3, label="System prompt", info="Instructions before every conversation"
         )
@@ -159,7 +159,10 @@ class Page:
         private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         self.load.click(self.on_load_model, [self.choice, self.quantization], None, **private)
         timer.tick(
-            self.on_tick, [self.current, self.query, self.seen], [self.chip, self.table, self.list, self.seen], **private
+            self.on_tick,
+            [self.current, self.query, self.seen],
+            [self.chip, self.table, self.list, self.seen],
+            **private,
         )
         knobs = [self.temperature, self.top_p, self.top_k, self.max_tokens, self.system]
         demo.load(self.on_settings_shown, None, knobs, **private)

@@ -50,7 +50,8 @@ def _item(row: dict[str, Any], open_: bool, running: bool) -> str:
     current = ' class="current"' if open_ else ""
     mark = ' aria-current="true"' if open_ else ""
     return (
-        f'<li data-id="{row["id"]}"{current}><button class="open"{mark}><span class="name" title="{title}">{title}</span>'
+        f'<li data-id="{row["id"]}"{current}><button class="open"{mark}>'
+        f'<span class="name" title="{title}">{title}</span>'
         f"{dot}</button>"
         f'<button class="act" data-act="rename" aria-label="Rename {title}" title="Rename">{_PENCIL}</button>'
         f'<button class="act" data-act="delete" aria-label="Delete {title}" title="Delete">{_TRASH}</button></li>'

@@ -1,0 +1,85 @@
+"""One real app for the whole run: the real model, a fresh data directory, a port of its own."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class App:
+    """``python app.py`` as a user starts it."""
+
+    def __init__(self, data_dir: Path, *flags: str) -> None:
+        self.data_dir, self.port = data_dir, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data_dir.parent / f"{data_dir.name}.log"
+        command = [sys.executable, "app.py", "--port", str(self.port), "--data-dir", str(data_dir), *flags]
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.log.open("a"), stderr=subprocess.STDOUT)
+
+    def wait(self, path: str = "/ready", seconds: float = 300) -> "App":
+        """Until ``path`` answers 200."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                if urllib.request.urlopen(self.url + path, timeout=5).status == 200:
+                    return self
+            except OSError:
+                time.sleep(0.05)
+        raise AssertionError(f"{path} did not answer: {self.log.read_text()}")
+
+    def stop(self) -> None:
+        self.process.terminate() if self.process.poll() is not None else self.process.send_signal(2)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model, brought to the disk through its real sources, once per run."""
+    from llmsvc.models.catalogue import SMOLLM2, Catalogue
+    from llmsvc.models.download import fetch
+
+    models = tmp_path_factory.mktemp("default") / "models"
+    catalogue = Catalogue(models)
+    stages: list[str] = []
+    folder = fetch(catalogue, SMOLLM2, lambda stage, done, total: stages.append(stage))
+    assert stages or catalogue.local(SMOLLM2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+    """A data directory that has the model already."""
+    from llmsvc.models.catalogue import SMOLLM2, Catalogue
+
+    data = tmp_path_factory.mktemp("data") / "data"
+    shutil.copytree(model_dir, Catalogue(data / "models").folder(SMOLLM2.id))
+    return data
+
+
+@pytest.fixture(scope="session")
+def app(data_dir: Path) -> Iterator[App]:
+    running = App(data_dir).wait()
+    yield running
+    running.stop()
