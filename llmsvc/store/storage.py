@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ class AtomicJSONStorage(Storage):
             part.replace(self._path)
             _sync_folder(self._path.parent)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             raise StorageError(
                 f"Not saved: {self._path} cannot be written ({error.strerror}). Free some disk."
             ) from error

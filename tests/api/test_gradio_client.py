@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import io
+import itertools
 import re
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_chat_streams_text_that_grows(client, session) -> None:
     text, status = job.result(timeout=120)
     frames = [text for text, _ in job.outputs()]
     assert len({f for f in frames if f}) > 2
-    assert all(b.startswith(a) for a, b in zip(frames, frames[1:], strict=False))
+    assert all(b.startswith(a) for a, b in itertools.pairwise(frames))
     assert status["state"] == "done"
     assert status["offset"] == len(text)
     assert 0 < status["usage"]["completion_tokens"] <= 40

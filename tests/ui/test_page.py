@@ -166,7 +166,10 @@ def test_settings_are_kept(page: Page) -> None:
 def test_phone_width(browser: Browser, app) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     open_page(page, app.url)
-    expect(page.locator("#history")).to_be_attached()
+    page.locator(".sidebar .toggle-button").click()
+    page.locator("#sessions li").last.locator(".open").click()
+    expect(page.locator(".sidebar.open")).to_have_count(0)  # it makes room for the chat that was chosen
+    expect(page.locator("#history .message").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.screenshot(path=SHOTS / "phone.png")
     page.close()
