@@ -142,7 +142,7 @@ class Turns:
                 message("assistant", "", turn.id, id=answer_id, state="running", model=model),
             ],
         )
-        fields = {"model": model, "turns": session["turns"] + 1, "running": turn.id}
+        fields = {"turns": session["turns"] + 1, "running": turn.id}
         if session["title"] == NEW_TITLE and not session["turns"]:
             fields["title"] = first_line(text)
         self._sessions.touch(session_id, fields)
@@ -230,6 +230,7 @@ class Turns:
         pooled = await self._model(turn, model)
         if turn.ended or pooled is None:
             return
+        self._sessions.touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
         loaded, engine = pooled.loaded, pooled.engine
         prompt = await asyncio.to_thread(context.build, loaded.tokenizer, loaded.window, system, history, text)
         if turn.ended:

@@ -83,6 +83,11 @@ class Engine:
         self._runner.reset()
 
     def _run(self) -> None:
+        try:
+            self._runner.prefill(0, [0], 0)  # the first pass sets up kernels for a second; nobody should wait for it
+            self._runner.reset()
+        except Exception:
+            log.exception("warm-up failed")
         while self._receive():
             for sequence in self._scheduler.take_cancelled():
                 self._end(sequence, FinishReason.CANCELLED)

@@ -15,6 +15,8 @@ PLAIN_TEMPLATE = (
 )
 """For base models, which come without a chat template; the page says when it is used."""
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
 QUANTIZATIONS = ("none", "int8", "nf4")
 
 
@@ -45,6 +47,8 @@ def check_folder(folder: Path) -> None:
         raise BadRequest(f"{folder.name} wants to run its own Python code, which is never done. Choose another model.")
     if not any(folder.glob("*.safetensors")):
         raise BadRequest(f"{folder} has no safetensors weights. Pickled weights (.bin, .pt) are never loaded.")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):  # transformers would make an empty one
+        raise BadRequest(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}). Download the model again.")
 
 
 def load(folder: Path, device: str, quantization: str, progress: Progress) -> LoadedModel:

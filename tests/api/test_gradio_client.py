@@ -155,6 +155,14 @@ def test_bad_input_is_a_sentence(client, session, endpoint, arguments, sentence)
     assert "Traceback" not in str(error.value)
 
 
+def test_a_model_that_cannot_be_loaded_is_no_choice_to_keep(client, session) -> None:
+    before = client.predict(session, api_name="/session_get")["model"]
+    with pytest.raises(AppError):
+        client.predict(session, "Hello", "nobody/nothing-at-all", api_name="/chat")
+    assert client.predict(session, api_name="/session_get")["model"] == before
+    assert client.predict(session, "Hello", max_tokens=3, api_name="/chat")[1]["state"] == "done"
+
+
 def test_a_message_that_is_too_long_is_not_lost(client, session) -> None:
     with pytest.raises(AppError):
         client.predict(session, "word " * 9000, api_name="/chat")

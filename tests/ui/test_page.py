@@ -143,9 +143,10 @@ def test_models_tab_shows_loads_and_says_what_failed(page: Page) -> None:
     choice.fill("nobody/no-such-model")
     choice.press("Enter")
     page.click("#load-model")
-    expect(page.locator("#model-list .card.failed")).to_contain_text("nobody/no-such-model", timeout=60_000)
-    page.locator("#model-list .card.failed [data-act=unload]").click()
-    expect(page.locator("#model-list .card.failed")).to_have_count(0)
+    failed = page.locator("#model-list .card.failed", has_text="nobody/no-such-model")
+    expect(failed).to_have_count(1, timeout=60_000)
+    failed.locator("[data-act=unload]").click()
+    expect(failed).to_have_count(0)
 
 
 def test_settings_are_kept(page: Page) -> None:
