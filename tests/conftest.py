@@ -17,6 +17,15 @@ sys.path.insert(0, str(ROOT))
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--crashes", type=int, default=20, help="crashes in each crash test of the store")
+
+
+@pytest.fixture
+def crashes(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--crashes"))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -2,12 +2,15 @@
 
 import json
 import secrets
+import sys
 import time
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from llmsvc.errors import BadRequest, NotFound
 from llmsvc.store.database import Database, Row
+from llmsvc.store.search import Needle
 
 UNDO_SECONDS = 300
 _MAX_TITLE = 120
@@ -24,7 +27,7 @@ class Sessions:
     def __init__(self, database: Database, default_model: str) -> None:
         self._db = database
         self._default_model = default_model
-        self._purge()
+        self.purge()
 
     def create(self, owner: str, title: str = "", model: str = "") -> Row:
         now = time.time()
@@ -41,12 +44,20 @@ class Sessions:
         self._db.add_session(row)
         return _public(row)
 
-    def list(self, owner: str, query: str = "") -> list[Row]:
-        """Newest first; with ``query``, those whose title or messages contain it."""
-        rows = [r for r in self._db.sessions() if r["owner"] == owner and r["undo_until"] is None]
-        if needle := query.strip().casefold():
-            rows = [r for r in rows if needle in r["title"].casefold() or self._mentions(r["id"], needle)]
-        return [_public(r) for r in sorted(rows, key=lambda r: -r["updated_at"])]
+    def list(self, owner: str, query: str = "", limit: int = sys.maxsize) -> list[Row]:
+        """At most ``limit``, last used first; with ``query``, those whose title or messages contain it.
+
+        Reads every file when it searches: call it on a worker thread then.
+        """
+        needle = Needle(query)
+        if not needle:
+            return [_public(row) for row in self._db.newest_sessions(owner, limit)]
+        found = (
+            row
+            for row in self._db.newest_sessions(owner, sys.maxsize)
+            if needle.in_text(row["title"]) or self._db.mentions(row["id"], needle)
+        )
+        return [_public(row) for row in islice(found, limit)]
 
     def get(self, owner: str, session_id: str) -> Row:
         """The session with its messages. Raises NotFound."""
@@ -74,7 +85,7 @@ class Sessions:
 
     def delete(self, owner: str, session_id: str) -> Row:
         """Hide a session; it is gone for good once ``undo_until`` (a Unix time) has passed."""
-        self._purge()
+        self.purge()
         self.row(owner, session_id)
         undo_until = time.time() + UNDO_SECONDS
         self._db.update_session(session_id, {"undo_until": undo_until})
@@ -82,7 +93,7 @@ class Sessions:
 
     def restore(self, owner: str, session_id: str) -> Row:
         """Undo a deletion. Raises NotFound when it is too late."""
-        self._purge()
+        self.purge()
         self._owned(owner, session_id)
         self._db.update_session(session_id, {"undo_until": None})
         return _public(self.row(owner, session_id))
@@ -115,18 +126,16 @@ class Sessions:
         self._db.update_session(created["id"], {"turns": sum(m["role"] == "user" for m in messages)})
         return _public(self.row(owner, created["id"]))
 
-    def _mentions(self, session_id: str, needle: str) -> bool:
-        return any(needle in m["content"].casefold() for m in self._db.messages(session_id))
-
     def _owned(self, owner: str, session_id: str) -> Row:
         row = self._db.session(session_id)
         if row["owner"] != owner:
             raise NotFound("There is no such chat. It may have been deleted; pick one from the list.")
         return row
 
-    def _purge(self) -> None:
-        for row in self._db.sessions():
-            if row["undo_until"] is not None and row["undo_until"] < time.time():
+    def purge(self) -> None:
+        """Remove for good what can no longer be restored."""
+        for row in self._db.sessions_with("undo_until"):
+            if row["undo_until"] < time.time():
                 self._db.remove_session(row["id"])
 
 

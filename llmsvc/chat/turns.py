@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 from llmsvc.chat import context
 from llmsvc.chat.sessions import NEW_TITLE, Sessions, message, new_id
 from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
-from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound
+from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, StorageError
 from llmsvc.models.pool import ModelPool
 from llmsvc.store.database import Database, Row
 
@@ -135,14 +136,20 @@ class Turns:
         history = self._db.messages(session_id)
         answer_id = new_id()
         turn = Turn(session_id, owner, answer_id)
-        self._db.add_messages(
-            session_id,
-            [
-                message("user", text, turn.id),
-                message("assistant", "", turn.id, id=answer_id, state="running", model=model),
-            ],
-        )
-        fields = {"turns": session["turns"] + 1, "running": turn.id}
+        self._db.update_session(session_id, {"running": turn.id})  # first: what a crash leaves is looked for there
+        try:
+            self._db.add_messages(
+                session_id,
+                [
+                    message("user", text, turn.id),
+                    message("assistant", "", turn.id, id=answer_id, state="running", model=model),
+                ],
+            )
+        except StorageError:
+            with suppress(StorageError):
+                self._db.update_session(session_id, {"running": None})
+            raise
+        fields = {"turns": session["turns"] + 1}
         if session["title"] == NEW_TITLE and not session["turns"]:
             fields["title"] = first_line(text)
         self._sessions.touch(session_id, fields)
@@ -249,8 +256,12 @@ class Turns:
         while not turn.ended:
             await turn.wait(CHECKPOINT_SECONDS)
             if time.monotonic() - saved >= CHECKPOINT_SECONDS and not turn.ended:
-                self._save(turn)
                 saved = time.monotonic()
+                try:
+                    self._save(turn)
+                    turn.note = ""
+                except StorageError as error:  # the answer goes on; its end is saved if there is room by then
+                    turn.note = str(error)
         if turn.state == "interrupted":
             engine.cancel(turn.id)
 
@@ -279,12 +290,14 @@ class Turns:
 
     def _mark_interrupted(self) -> None:
         """After a crash: what was running keeps its last checkpoint and says that it was cut."""
-        for session in self._db.sessions():
-            if session.get("running"):
+        for session in self._db.sessions_with("running"):
+            try:
                 for row in self._db.messages(session["id"]):
                     if row["state"] == "running":
                         self._db.update_message(session["id"], row["id"], {"state": "interrupted"})
                 self._db.update_session(session["id"], {"running": None})
+            except StorageError as error:  # damaged or full: the other chats work, and it is tried at the next start
+                log.warning("%s", error)
 
 
 DEFAULTS: Row = {

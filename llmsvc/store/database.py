@@ -1,126 +1,177 @@
-"""The one gate to the disk: an index file and one file per session.
+"""The one gate to the disk: an index, one file per session, and one per uploaded file's text.
 
 Rows are plain dicts with a string ``id``. Callers get copies and write through the methods below.
 """
 
 import fcntl
+import logging
 import os
 import re
-import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tinydb import TinyDB, where
-
 from llmsvc.errors import NotFound, StorageError
-from llmsvc.store.storage import AtomicJSONStorage
+from llmsvc.store import migrate, search
+from llmsvc.store.rows import Row, Rows
+from llmsvc.store.shelf import Shelf
+from llmsvc.store.storage import JournalDB
 
-Row = dict[str, Any]
+__all__ = ["Database", "Row"]
+
+log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Database:
-    """The data directory, locked for this process. Safe to call from any thread."""
+    """The data directory, locked for this process. Safe to call from any thread.
+
+    An action on two files writes the index first: its row decides what exists. Every write raises StorageError,
+    with nothing changed, when the disk refuses.
+    """
 
     def __init__(self, data_dir: Path) -> None:
         """Raises StorageError when the directory cannot be used or another process has it."""
         self._dir = data_dir
-        self._lock = threading.RLock()
-        self._lock_file = _lock(data_dir)
-        self._index = TinyDB(path=data_dir / "index.json", storage=AtomicJSONStorage)
-        self._open: dict[str, TinyDB] = {}
+        self._lock_file = lock(data_dir)
+        self._shelf = Shelf(JournalDB)
+        try:
+            migrate.run(data_dir)
+            self._index_db = JournalDB(index_path(data_dir))
+            with suppress(StorageError):  # a disk that cannot be written can still be read
+                self.index("meta").put({"id": "version", "version": migrate.VERSION})
+            self._sessions, self._settings = self.index("sessions"), self.index("settings")
+            self._removed = self.index("removed")
+            self._recover()
+        except BaseException:
+            self._lock_file.close()
+            raise
 
     def close(self) -> None:
-        with self._lock:
-            self._index.close()
-            for database in self._open.values():
-                database.close()
+        """Fold all journals. Raises StorageError when the disk refuses; the journals then keep everything."""
+        try:
+            self._shelf.close()
+            self._index_db.close()
+        finally:
             self._lock_file.close()
+
+    def index(self, table: str) -> Rows:
+        """A table of the index: sessions, settings, files, models, credentials."""
+        return Rows(self._index_db, table)
 
     # Sessions: rows of the index
 
     def add_session(self, row: Row) -> None:
-        with self._lock:
-            self._index.table("sessions").insert(row)
+        self._sessions.add(row)
 
     def session(self, session_id: str) -> Row:
         """Raises NotFound."""
-        with self._lock:
-            found = self._index.table("sessions").get(where("id") == session_id)
-        if found is None:
+        if (row := self._sessions.get(session_id)) is None:
             raise NotFound("There is no such chat. It may have been deleted; pick one from the list.")
-        return dict(found)
+        return row
 
     def sessions(self) -> list[Row]:
-        with self._lock:
-            return [dict(row) for row in self._index.table("sessions").all()]
+        return self._sessions.all()
+
+    def newest_sessions(self, owner: str, limit: int) -> list[Row]:
+        """The sessions of ``owner`` that are not deleted, last used first."""
+        return self._sessions.largest("updated_at", limit, lambda r: r["owner"] == owner and r["undo_until"] is None)
+
+    def sessions_with(self, field: str) -> list[Row]:
+        """Those whose ``field`` holds something, without copying the others."""
+        return self._sessions.find(lambda row: bool(row.get(field)))
 
     def update_session(self, session_id: str, fields: Row) -> None:
-        with self._lock:
-            self._index.table("sessions").update(fields, where("id") == session_id)
+        self._sessions.update(session_id, fields)
 
     def remove_session(self, session_id: str) -> None:
-        """The index row first: it decides; then the files."""
-        with self._lock:
-            self._index.table("sessions").remove(where("id") == session_id)
-            if (database := self._open.pop(session_id, None)) is not None:
-                database.close()
-            self._session_path(session_id).unlink(missing_ok=True)
+        """Free its disk. A crash in the middle is finished at the next start."""
+        path = self._session_path(session_id)
+        self._removed.put({"id": session_id})
+        self._sessions.remove(session_id)
+        self._shelf.delete(path)
+        self._removed.remove(session_id)
+
+    def mentions(self, session_id: str, needle: search.Needle) -> bool:
+        """Whether a message contains the words, whatever their case."""
+        path = self._session_path(session_id)
+        if self._shelf.is_open(path):
+            with self.session_rows(session_id, "messages") as rows:
+                return bool(rows.find(lambda row: needle.in_text(row["content"])))
+        return needle.in_file(path)
 
     # Messages: a table of the session's own file
 
-    def add_message(self, session_id: str, row: Row) -> None:
-        with self._messages(session_id) as table:
-            table.insert(row)
-
     def add_messages(self, session_id: str, rows: list[Row]) -> None:
-        with self._messages(session_id) as table:
-            table.insert_multiple(rows)
+        """All of them in one commit, durable on return."""
+        with self.session_rows(session_id, "messages") as table:
+            table.add(*rows)
 
     def update_message(self, session_id: str, message_id: str, fields: Row) -> None:
-        with self._messages(session_id) as table:
-            table.update(fields, where("id") == message_id)
+        with self.session_rows(session_id, "messages") as table:
+            table.update(message_id, fields)
 
     def messages(self, session_id: str) -> list[Row]:
         """In the order they were added."""
-        with self._messages(session_id) as table:
-            return [dict(row) for row in table.all()]
+        with self.session_rows(session_id, "messages") as table:
+            return table.all()
+
+    @contextmanager
+    def session_rows(self, session_id: str, table: str) -> Iterator[Rows]:
+        """A table of the session's own file, lent. Raises NotFound."""
+        path = self._session_path(session_id)
+        self.session(session_id)
+        with self._shelf.lend(path) as volume:
+            yield volume.rows(table)
 
     # Settings: one row for each key
 
     def setting(self, key: str) -> Row:
-        with self._lock:
-            found = self._index.table("settings").get(where("key") == key)
-        return dict(found["values"]) if found else {}
+        row = self._settings.get(key)
+        return row["values"] if row else {}
 
     def set_setting(self, key: str, values: Row) -> None:
-        with self._lock:
-            self._index.table("settings").upsert({"key": key, "values": values}, where("key") == key)
+        self._settings.put({"id": key, "values": values})
 
-    @contextmanager
-    def _messages(self, session_id: str) -> Iterator[Any]:
-        with self._lock:
-            database = self._open.get(session_id)
-            if database is None:
-                database = TinyDB(path=self._session_path(session_id), storage=AtomicJSONStorage)
-                self._open[session_id] = database
-            yield database.table("messages")
+    def _recover(self) -> None:
+        """Finish what a crash interrupted: removals, and journals that were not folded."""
+        for row in self._removed.all():
+            with suppress(StorageError):  # a disk that cannot be written: next time
+                self._sessions.remove(row["id"])
+                self._shelf.delete(self._session_path(row["id"]))
+                self._removed.remove(row["id"])
+        for folder in ("sessions", "files"):
+            for part in (self._dir / folder).glob("*/*.tmp"):
+                with suppress(OSError):
+                    part.unlink()
+            for left in (self._dir / folder).glob("*/*.journal"):
+                try:
+                    JournalDB(left.with_suffix("")).close()
+                except StorageError as error:  # that one chat says so when it is opened; the others work
+                    log.warning("%s", error)
 
     def _session_path(self, session_id: str) -> Path:
         if not _ID.fullmatch(session_id):
             raise NotFound("There is no such chat.")
-        return self._dir / "sessions" / session_id[:2] / f"{session_id}.json"
+        return session_path(self._dir, session_id)
 
 
-def _lock(data_dir: Path) -> Any:
+def index_path(data_dir: Path) -> Path:
+    return data_dir / "index.json"
+
+
+def session_path(data_dir: Path, session_id: str) -> Path:
+    return data_dir / "sessions" / session_id[:2] / f"{session_id}.json"
+
+
+def lock(data_dir: Path) -> Any:
     """Take the directory for this process; the kernel drops the lock when the process ends, however it ends."""
+    path = data_dir / ".lock"
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = (data_dir / ".lock").open("a+")
+        file = path.open("a+") if os.access(data_dir, os.W_OK) or not path.exists() else path.open("r")
     except OSError as error:
         raise StorageError(
             f"The data directory {data_dir} cannot be used ({error.strerror}). Choose another one with --data-dir."
@@ -129,13 +180,14 @@ def _lock(data_dir: Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
+        holder = file.read().strip() or "?"
+        file.close()
         raise StorageError(
-            f"The data directory {data_dir} is in use by process {file.read().strip() or '?'}. "
+            f"The data directory {data_dir} is in use by process {holder}. "
             "Stop that process, or choose another directory with --data-dir."
         ) from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
-    if shutil.disk_usage(data_dir).free < 10_000_000:
-        raise StorageError(f"The disk of {data_dir} is full. Free some space first.")
+    with suppress(OSError, ValueError):  # on a full or read-only disk the lock holds, only its owner stays unnamed
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
     return file

@@ -292,7 +292,7 @@ class Page:
         )
 
     def _list(self, owner: str, session_id: str, query: str) -> str:
-        rows = self._service.sessions.list(owner, query)
+        rows = self._service.sessions.list(owner, query, sidebar.MOST)
         return sidebar.session_list(rows, session_id, self._service.turns.running_sessions(), query)
 
     def _here(self, owner: str, session_id: str) -> str:
@@ -327,7 +327,7 @@ class Page:
         now = f"{chip_}{table}{running}"
         if now == seen:
             return (gr.skip(),) * 4
-        return chip_, table, self._list(owner, session_id, query), now
+        return chip_, table, await asyncio.to_thread(self._list, owner, session_id, query), now
 
     async def on_load_model(self, model_id: str, quantization: str) -> None:
         with shown_errors():

@@ -8,6 +8,9 @@ from typing import Any
 _PENCIL = '<svg viewBox="0 0 16 16"><path d="M11.5 2.5l2 2L5 13l-2.7.7L3 11z"/></svg>'
 _TRASH = '<svg viewBox="0 0 16 16"><path d="M3 4.5h10M6.5 4.5V3h3v1.5M4.5 4.5l.6 8.5h5.8l.6-8.5"/></svg>'
 
+MOST = 200
+"""Chats shown at once; older ones are found by searching."""
+
 JS = """
 element.addEventListener('click', (e) => {
   const row = e.target.closest('[data-id]'); if (!row) return;
@@ -41,6 +44,8 @@ def session_list(rows: list[dict[str, Any]], current: str, running: set[str], qu
         parts.append(f"<h3>{group}</h3><ul>")
         parts += [_item(row, row["id"] == current, row["id"] in running) for row in members]
         parts.append("</ul>")
+    if len(rows) >= MOST:
+        parts.append('<p class="empty">Search to find older chats.</p>')
     return f'<nav class="sessions" aria-label="Chats">{"".join(parts)}</nav>'
 
 

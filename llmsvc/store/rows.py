@@ -1,0 +1,76 @@
+"""A TinyDB table whose rows are dicts with a unique string ``id``, found without a scan."""
+
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+from tinydb.table import Document
+
+from llmsvc.store.storage import JournalDB, copied
+
+Row = dict[str, Any]
+
+
+class Rows:
+    """Callers get copies, in the order of insertion, and write through these methods. Safe from any thread."""
+
+    def __init__(self, database: JournalDB, name: str) -> None:
+        self._lock = database.storage.lock  # type: ignore[attr-defined]
+        self._table = database.table(name)
+        self._numbers = {row["id"]: int(number) for number, row in self._table._read_table().items()}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, id_: object) -> bool:
+        return id_ in self._numbers
+
+    def get(self, id_: str) -> Row | None:
+        with self._lock:
+            number = self._numbers.get(id_)
+            return None if number is None else _plain(self._table.get(doc_id=number))
+
+    def all(self) -> list[Row]:
+        with self._lock:
+            return [_plain(row) for row in self._table.all()]
+
+    def find(self, wanted: Callable[[Row], bool]) -> list[Row]:
+        """The rows for which ``wanted`` (which must not change them) is true."""
+        with self._lock:
+            return [copied(row) for row in self._table._read_table().values() if wanted(row)]  # type: ignore[arg-type]
+
+    def largest(self, key: str, limit: int, wanted: Callable[[Row], bool]) -> list[Row]:
+        """At most ``limit`` rows with the largest ``row[key]``, largest first."""
+        with self._lock:
+            rows = (row for row in self._table._read_table().values() if wanted(row))  # type: ignore[arg-type]
+            return [copied(row) for row in heapq.nlargest(limit, rows, key=lambda row: row[key])]
+
+    def add(self, *rows: Row) -> None:
+        """Insert new rows, in one commit."""
+        with self._lock:
+            numbers = self._table.insert_multiple(rows)
+            self._numbers.update(zip((row["id"] for row in rows), numbers, strict=True))
+
+    def update(self, id_: str, fields: Row) -> bool:
+        """Set ``fields``; false when there is no such row."""
+        with self._lock:
+            number = self._numbers.get(id_)
+            return number is not None and bool(self._table.update(fields, doc_ids=[number]))
+
+    def put(self, row: Row) -> None:
+        """Insert the row, or set its fields on the one with its id."""
+        with self._lock:
+            if (number := self._numbers.get(row["id"])) is None:
+                self.add(row)
+            else:
+                self._table.upsert(Document(row, number))
+
+    def remove(self, id_: str) -> None:
+        with self._lock:
+            if (number := self._numbers.get(id_)) is not None:
+                self._table.remove(doc_ids=[number])
+                del self._numbers[id_]
+
+
+def _plain(document: Any) -> Row:
+    return dict(document)
