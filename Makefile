@@ -17,6 +17,7 @@ test: $(DEV_STAMP) chromium
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(DEV_STAMP)
+	$(BIN)/python -m bench.store
 	$(BIN)/python bench/streaming.py
 
 lint: $(DEV_STAMP)

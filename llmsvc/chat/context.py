@@ -32,11 +32,11 @@ class Prompt:
     ledger: ContextLedger
 
 
-def build(tokenizer: Any, window: int, system: str, history: list[Row], text: str) -> Prompt:
+def build(tokenizer: Any, window: int, system: str, history: list[Row], text: str, answer: str = "") -> Prompt:
     """Newest message whole, then as many whole turns as fit, newest first.
 
-    ``history``: earlier messages, oldest first. Raises BadRequest, with the numbers, when the newest
-    message alone leaves no room for an answer: it is never cut.
+    ``history``: earlier messages, oldest first; ``answer``: what is there of an answer that is continued.
+    Raises BadRequest, with the numbers, when the newest message alone leaves no room for an answer: it is never cut.
     """
     head = [{"role": "system", "content": system}] if system.strip() else []
     last = {"role": "user", "content": text}
@@ -44,7 +44,7 @@ def build(tokenizer: Any, window: int, system: str, history: list[Row], text: st
 
     def encode(chat: list[dict[str, str]]) -> list[int]:
         rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        ids: list[int] = tokenizer(rendered + answer, add_special_tokens=False)["input_ids"]
         return ids
 
     alone = encode([*head, last])

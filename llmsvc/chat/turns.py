@@ -28,6 +28,7 @@ class Turn:
         self.id = new_id()
         self.session_id, self.owner, self.message_id = session_id, owner, message_id
         self.text = ""
+        self.tokens_before = 0
         self.state = "queued"
         self.note = ""
         self.error: LlmsvcError | None = None
@@ -69,7 +70,7 @@ class Turn:
         self.text += event.text
         self.usage = {
             "prompt_tokens": self.context.get("prompt", 0),
-            "completion_tokens": event.tokens,
+            "completion_tokens": self.tokens_before + event.tokens,
             "cached_tokens": event.cached_tokens,
             "ttft_seconds": round(self._first - self.started, 3),
             # The first token belongs to the prefill, so speed counts the intervals behind it.
@@ -153,9 +154,34 @@ class Turns:
         if session["title"] == NEW_TITLE and not session["turns"]:
             fields["title"] = first_line(text)
         self._sessions.touch(session_id, fields)
-        self._active[session_id] = turn
-        self._tasks[turn.id] = asyncio.create_task(self._run(turn, model, system, history, text, sampling))
+        self._launch(turn, model, system, history, text, sampling)
         return turn
+
+    def resume(self, owner: str, session_id: str) -> Turn:
+        """Go on with the last answer where it was interrupted, stopped or cut at the token limit.
+
+        Must be called on the event loop. Raises BadRequest when it is complete, NotFound or Conflict.
+        """
+        session = self._sessions.row(owner, session_id)
+        if session_id in self._active:
+            raise Conflict("This chat is still being answered. Wait for the end, or stop it first.")
+        messages = self._db.messages(session_id)
+        if not can_continue(messages):
+            raise BadRequest("The last answer is complete: there is nothing to continue. Ask for more instead.")
+        *history, question, answer = messages
+        turn = Turn(session_id, owner, answer["id"])
+        turn.text, turn.tokens_before = answer["content"], answer["usage"].get("completion_tokens", 0)
+        model, settings = self._pool.catalogue.entry(session["model"]).id, self.settings()
+        self._db.update_session(session_id, {"running": turn.id})
+        self._db.update_message(session_id, answer["id"], {"state": "running", "error": ""})
+        self._launch(turn, model, str(settings["system"]), history, question["content"], parse_sampling(settings))
+        return turn
+
+    def _launch(
+        self, turn: Turn, model: str, system: str, history: list[Row], text: str, sampling: SamplingParams
+    ) -> None:
+        self._active[turn.session_id] = turn
+        self._tasks[turn.id] = asyncio.create_task(self._run(turn, model, system, history, text, sampling))
 
     def stop(self, owner: str, session_id: str) -> Row:
         """Stop the running turn; it keeps what it has. Raises NotFound when nothing runs."""
@@ -239,7 +265,9 @@ class Turns:
             return
         self._sessions.touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
         loaded, engine = pooled.loaded, pooled.engine
-        prompt = await asyncio.to_thread(context.build, loaded.tokenizer, loaded.window, system, history, text)
+        prompt = await asyncio.to_thread(
+            context.build, loaded.tokenizer, loaded.window, system, history, text, turn.text
+        )
         if turn.ended:
             return
         turn.context, turn.state, turn.note = prompt.ledger.row(), "prefill", ""
@@ -298,6 +326,14 @@ class Turns:
                 self._db.update_session(session["id"], {"running": None})
             except StorageError as error:  # damaged or full: the other chats work, and it is tried at the next start
                 log.warning("%s", error)
+
+
+def can_continue(messages: list[Row]) -> bool:
+    """Whether the last message is an answer that was cut."""
+    if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-2]["role"] != "user":
+        return False
+    last = messages[-1]
+    return last["state"] in ("interrupted", "stopped") or last["usage"].get("finish_reason") == "length"
 
 
 DEFAULTS: Row = {

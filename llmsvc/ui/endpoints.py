@@ -106,6 +106,17 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
     # gr.api reads the type of one yield, not of the iterator, from the annotation.
     chat.__annotations__["return"] = tuple[str, dict[str, Any]]
 
+    async def resume(request: gr.Request, session_id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Continue the last answer where it was interrupted or stopped; streams as chat does."""
+        with shown_errors():
+            turn = turns.resume(owner_of(request), session_id)
+            async for text, status in turns.attach(turn):
+                yield text, status
+            if turn.error is not None:
+                raise turn.error
+
+    resume.__annotations__["return"] = tuple[str, dict[str, Any]]
+
     async def stop(request: gr.Request, session_id: str) -> dict[str, Any]:
         """Stop the running answer of a session; what it has so far is kept."""
         with shown_errors():
@@ -121,7 +132,8 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         with shown_errors():
             return turns.set_settings(values)
 
-    return {"chat": chat, "stop": stop, "settings_get": settings_get, "settings_set": settings_set}
+    made: dict[str, Callable[..., Any]] = {"chat": chat, "continue": resume, "stop": stop}
+    return {**made, "settings_get": settings_get, "settings_set": settings_set}
 
 
 def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:

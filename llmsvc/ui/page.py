@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from llmsvc.chat.sessions import NEW_TITLE
-from llmsvc.chat.turns import Turn
+from llmsvc.chat.turns import Turn, can_continue
 from llmsvc.errors import LlmsvcError, NotFound
 from llmsvc.service import Service
 from llmsvc.ui import chat, models, sidebar
@@ -32,6 +32,7 @@ class View:
     undo: Any = None
     deleted: Any = None
     chip: Any = None
+    more: Any = None
 
     def values(self) -> tuple[Any, ...]:
         found = (getattr(self, f.name) for f in fields(self))
@@ -97,6 +98,7 @@ class Page:
         with gr.Column(elem_id="scroll"):
             self.history = gr.Chatbot(elem_id="history", placeholder=GREETING, label="Conversation", **look)
             self.live = gr.Chatbot(elem_id="live", visible="hidden", label="Running answer", **look)
+            self.more = gr.Button("Continue", visible=False, size="sm", elem_id="continue")
         self.box = gr.MultimodalTextbox(
             placeholder="Message llmsvc…",
             show_label=False,
@@ -150,6 +152,7 @@ class Page:
         timer = gr.Timer(1.0)
         demo.load(self.on_load, [self.saved], **stream)
         self.box.submit(self.on_submit, [self.box, self.current], **stream)
+        self.more.click(self.on_continue, [self.current], **stream)
         self.box.stop(self.on_stop, [self.current], **quick)
         self.new.click(self.on_new, [self.query], **quick)
         self.list.select(self.on_list, [self.current, self.query], **stream)
@@ -190,6 +193,14 @@ class Page:
             session_id = self._here(owner, session_id) or self._service.sessions.create(owner)["id"]
             turn = self._service.turns.start(owner, session_id, text)
         async for view in self._watch(owner, session_id, turn, request, sent=True):
+            yield view
+
+    async def on_continue(self, session_id: str, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
+        """Go on with an answer that was cut, and watch it."""
+        owner = owner_of(request)
+        with shown_errors():
+            turn = self._service.turns.resume(owner, session_id)
+        async for view in self._watch(owner, session_id, turn, request):
             yield view
 
     async def on_stop(self, session_id: str, request: gr.Request) -> tuple[Any, ...]:
@@ -277,6 +288,7 @@ class Page:
             box=_box(running=turn is not None),
             list=self._list(owner, session_id, ""),
             undo=gr.update(visible=False) if turn else None,
+            more=gr.update(visible=turn is None and can_continue(session["messages"])),
             chip=models.chip(session["model"], self._service.pool.list()),
         )
 
@@ -288,6 +300,7 @@ class Page:
             live=gr.update(**HIDDEN),
             box=_box(running=False),
             list=self._list(owner, "", query),
+            more=gr.update(visible=False),
             chip=models.chip(self._service.default_model, self._service.pool.list()),
         )
 

@@ -155,6 +155,27 @@ def test_bad_input_is_a_sentence(client, session, endpoint, arguments, sentence)
     assert "Traceback" not in str(error.value)
 
 
+def test_a_cut_answer_is_continued(client, session) -> None:
+    """In two pieces it reads as it does in one."""
+    question = "Name five animals."
+    other = client.predict(api_name="/session_create")["id"]
+    whole, _ = client.predict(other, question, temperature=0, max_tokens=24, api_name="/chat")
+    before = client.predict(api_name="/settings_get")
+    client.predict({"temperature": 0, "max_tokens": 12}, api_name="/settings_set")
+    try:
+        first, _ = client.predict(session, question, api_name="/chat")
+        text, status = client.predict(session, api_name="/continue")
+    finally:
+        client.predict(before, api_name="/settings_set")
+    assert whole.startswith(first)
+    assert (text, status["usage"]["completion_tokens"]) == (whole, 24)
+    last = client.predict(session, api_name="/session_get")["messages"]
+    assert [m["content"] for m in last] == [question, whole]
+    client.predict(session, "What is the capital of France?", temperature=0, api_name="/chat")
+    with pytest.raises(AppError, match="nothing to continue"):
+        client.predict(session, api_name="/continue")
+
+
 def test_a_model_that_cannot_be_loaded_is_no_choice_to_keep(client, session) -> None:
     before = client.predict(session, api_name="/session_get")["model"]
     with pytest.raises(AppError):
@@ -188,6 +209,7 @@ def test_the_api_lists_the_contract(client) -> None:
     sessions = {f"/session_{n}" for n in ("create", "list", "get", "rename", "delete", "restore", "export", "import")}
     assert named == sessions | {
         "/chat",
+        "/continue",
         "/stop",
         "/settings_get",
         "/settings_set",

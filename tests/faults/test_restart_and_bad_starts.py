@@ -54,8 +54,13 @@ def test_chats_survive_a_restart_and_a_kill(own_data: Path) -> None:
     app.process.wait()
 
     app = App(own_data).wait()
-    messages = Client(app.url, verbose=False).predict(session, api_name="/session_get")["messages"]
+    client = Client(app.url, verbose=False)
+    messages = client.predict(session, api_name="/session_get")["messages"]
+    client.predict({"max_tokens": 8}, api_name="/settings_set")
+    continued, _ = client.predict(session, api_name="/continue")
     app.stop()
+    assert continued.startswith(messages[3]["content"])
+    assert len(continued) > len(messages[3]["content"])
     assert [m["state"] for m in messages] == ["done", "done", "done", "interrupted"]
     assert messages[2]["content"] == "Write a long story."
     assert messages[3]["content"]

@@ -96,6 +96,15 @@ def test_tokens_arrive_before_the_answer_is_complete(page: Page) -> None:
     page.click("#composer .stop-button")
     answered(page)
     expect(page.locator("#history .usage").last).to_contain_text("stopped")
+    before = page.locator("#history .message").last.inner_text().splitlines()[0]
+    page.screenshot(path=SHOTS / "stopped.png")
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator("#composer .stop-button")).to_be_visible()
+    expect(page.locator("#continue")).not_to_be_visible()
+    expect(page.locator("#live")).to_contain_text(before)
+    page.click("#composer .stop-button")
+    expect(page.locator("#composer .stop-button")).to_have_count(0, timeout=60_000)
+    expect(page.locator("#history .message").last).to_contain_text(before)
 
 
 def test_an_answer_goes_on_through_reload_and_switch(page: Page) -> None:
