@@ -1,14 +1,18 @@
 """Builds the rooms and hands them to each other."""
 
 import asyncio
+import logging
 import sys
 
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.turns import Turns
+from llmsvc.errors import StorageError
 from llmsvc.models.catalogue import Catalogue
 from llmsvc.models.pool import ModelPool, PooledModel
 from llmsvc.settings import Settings
 from llmsvc.store.database import Database, Row
+
+log = logging.getLogger(__name__)
 
 
 class Service:
@@ -34,6 +38,13 @@ class Service:
         deleted = self.sessions.delete(owner, session_id)
         self.turns.abandon(session_id)
         return deleted
+
+    def tidy(self) -> None:
+        """Free what deleted sessions hold once their undo time is over. Call about once a minute."""
+        try:
+            self.sessions.purge()
+        except StorageError as error:
+            log.warning("%s", error)
 
     async def stop(self) -> None:
         """Stop turns, engines and the store, in that order."""

@@ -52,12 +52,7 @@ class Sessions:
         needle = Needle(query)
         if not needle:
             return [_public(row) for row in self._db.newest_sessions(owner, limit)]
-        found = (
-            row
-            for row in self._db.newest_sessions(owner, sys.maxsize)
-            if needle.in_text(row["title"]) or self._db.mentions(row["id"], needle)
-        )
-        return [_public(row) for row in islice(found, limit)]
+        return [_public(row) for row in islice(self._db.search_sessions(owner, needle), limit)]
 
     def get(self, owner: str, session_id: str) -> Row:
         """The session with its messages. Raises NotFound."""

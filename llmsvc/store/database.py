@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,13 +95,23 @@ class Database:
         self._shelf.delete(path)
         self._removed.remove(session_id)
 
-    def mentions(self, session_id: str, needle: search.Needle) -> bool:
-        """Whether a message contains the words, whatever their case."""
-        path = self._session_path(session_id)
-        if self._shelf.is_open(path):
+    def search_sessions(self, owner: str, needle: search.Needle) -> Iterator[Row]:
+        """The sessions of ``newest_sessions`` whose title or messages contain the words. Reads every file."""
+        opened = self._shelf.opened()
+        folder = str(self._dir / "sessions")
+        for row in self.newest_sessions(owner, sys.maxsize):
+            id_ = row["id"]
+            if needle.in_text(row["title"]) or (
+                self._mentions(id_, needle) if id_ in opened else needle.in_file(f"{folder}/{id_[:2]}/{id_}.json")
+            ):
+                yield row
+
+    def _mentions(self, session_id: str, needle: search.Needle) -> bool:
+        try:
             with self.session_rows(session_id, "messages") as rows:
-                return bool(rows.find(lambda row: needle.in_text(row["content"])))
-        return needle.in_file(path)
+                return bool(rows.find(lambda message: needle.in_text(message["content"])))
+        except (NotFound, StorageError):  # deleted meanwhile, or damaged: it says so when it is opened
+            return False
 
     # Messages: a table of the session's own file
 
@@ -142,15 +153,14 @@ class Database:
                 self._sessions.remove(row["id"])
                 self._shelf.delete(self._session_path(row["id"]))
                 self._removed.remove(row["id"])
-        for folder in ("sessions", "files"):
-            for part in (self._dir / folder).glob("*/*.tmp"):
-                with suppress(OSError):
-                    part.unlink()
-            for left in (self._dir / folder).glob("*/*.journal"):
-                try:
-                    JournalDB(left.with_suffix("")).close()
-                except StorageError as error:  # that one chat says so when it is opened; the others work
-                    log.warning("%s", error)
+        for path in leftovers(self._dir):
+            try:
+                if path.suffix == ".tmp":
+                    path.unlink()
+                else:
+                    JournalDB(path.with_suffix("")).close()
+            except (OSError, StorageError) as error:  # that one chat says so when it is opened; the others work
+                log.warning("%s", error)
 
     def _session_path(self, session_id: str) -> Path:
         if not _ID.fullmatch(session_id):
@@ -164,6 +174,17 @@ def index_path(data_dir: Path) -> Path:
 
 def session_path(data_dir: Path, session_id: str) -> Path:
     return data_dir / "sessions" / session_id[:2] / f"{session_id}.json"
+
+
+def leftovers(data_dir: Path) -> list[Path]:
+    """Journals and unfinished snapshots of sessions and files: there are none after a clean stop."""
+    found = []
+    for kind in ("sessions", "files"):
+        with suppress(FileNotFoundError):  # pathlib's glob takes ten times as long
+            for folder in os.listdir(data_dir / kind):
+                shelf = f"{data_dir}/{kind}/{folder}"
+                found += [Path(shelf, name) for name in os.listdir(shelf) if name.endswith((".journal", ".tmp"))]
+    return found
 
 
 def lock(data_dir: Path) -> Any:

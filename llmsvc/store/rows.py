@@ -1,7 +1,8 @@
 """A TinyDB table whose rows are dicts with a unique string ``id``, found without a scan."""
 
-import heapq
 from collections.abc import Callable
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from tinydb.table import Document
@@ -42,8 +43,9 @@ class Rows:
     def largest(self, key: str, limit: int, wanted: Callable[[Row], bool]) -> list[Row]:
         """At most ``limit`` rows with the largest ``row[key]``, largest first."""
         with self._lock:
-            rows = (row for row in self._table._read_table().values() if wanted(row))  # type: ignore[arg-type]
-            return [copied(row) for row in heapq.nlargest(limit, rows, key=lambda row: row[key])]
+            table: Any = self._table._read_table()
+            rows = sorted(table.values(), key=itemgetter(key), reverse=True)
+            return [copied(row) for row in islice(filter(wanted, rows), limit)]
 
     def add(self, *rows: Row) -> None:
         """Insert new rows, in one commit."""

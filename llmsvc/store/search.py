@@ -4,7 +4,6 @@ import json
 import os
 import re
 from contextlib import suppress
-from pathlib import Path
 
 
 class Needle:
@@ -21,7 +20,7 @@ class Needle:
     def in_text(self, text: str) -> bool:
         return self._text in text.lower()
 
-    def in_file(self, path: Path) -> bool:
+    def in_file(self, path: str) -> bool:
         """Whether a message of a closed session file contains the words; false for a file that cannot be read."""
         try:
             handle = os.open(path, os.O_RDONLY)

@@ -67,9 +67,10 @@ class Shelf:
                 if place.volume is not None:
                     place.volume.database.close()
 
-    def is_open(self, path: Path) -> bool:
+    def opened(self) -> set[str]:
+        """The names, without suffix, of the files whose newest content may be in a journal."""
         with self._lock:
-            return path in self._places
+            return {path.stem for path in self._places}
 
     def delete(self, path: Path) -> None:
         """Remove a volume's files; whoever still holds it is refused from then on."""

@@ -73,7 +73,8 @@ def launch(service: Service) -> None:
         print(f"Public link: {demo.share_url}", flush=True)
     service.preload()
     try:
-        threading.Event().wait()
+        while not threading.Event().wait(60):
+            service.tidy()
     except KeyboardInterrupt:
         print("\nStopping; running answers are kept.", flush=True)
     demo.close(verbose=False)
