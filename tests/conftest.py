@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -54,8 +55,8 @@ class App:
                 time.sleep(0.05)
         raise AssertionError(f"{path} did not answer: {self.log.read_text()}")
 
-    def stop(self) -> None:
-        self.process.terminate() if self.process.poll() is not None else self.process.send_signal(2)
+    def stop(self, sign: signal.Signals = signal.SIGINT) -> None:
+        self.process.send_signal(sign)
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:

@@ -1,6 +1,7 @@
 """Opens the port: the page, the routes beside it, and the service's life around them."""
 
 import secrets
+import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -34,7 +35,7 @@ def check_port(settings: Settings) -> None:
 
 
 def launch(service: Service) -> None:
-    """Serve until interrupted. Models begin to load once the page is reachable."""
+    """Serve until SIGINT or SIGTERM. Models begin to load once the page is reachable."""
     settings = service.settings
     demo = Page(service).build()
     logins = _logins(settings)
@@ -71,12 +72,13 @@ def launch(service: Service) -> None:
     print(f"llmsvc is open on http://{settings.host}:{settings.port}", flush=True)
     if demo.share_url:
         print(f"Public link: {demo.share_url}", flush=True)
+    stopped = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):  # set by hand: a shell's background job would ignore the first
+        signal.signal(sign, lambda *_: stopped.set())
     service.preload()
-    try:
-        while not threading.Event().wait(60):
-            service.tidy()
-    except KeyboardInterrupt:
-        print("\nStopping; running answers are kept.", flush=True)
+    while not stopped.wait(60):
+        service.tidy()
+    print("\nStopping; running answers are kept.", flush=True)
     demo.close(verbose=False)
 
 

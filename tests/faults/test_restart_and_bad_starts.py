@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_a_stop_in_mid_answer_keeps_the_text(own_data: Path) -> None:
     for text, _ in job:
         if len(text) > 60:
             break
-    app.stop()
+    app.stop(signal.SIGTERM)  # as systemd and docker stop it
     app = App(own_data).wait()
     last = Client(app.url, verbose=False).predict(session, api_name="/session_get")["messages"][-1]
     app.stop()
