@@ -14,6 +14,8 @@ from gradio_client import Client
 
 from llmsvc.models.catalogue import SMOLLM2, Catalogue
 
+STORY = "Write a very long story about a lighthouse, with many chapters."
+
 
 @pytest.fixture
 def own_data(tmp_path: Path, model_dir: Path) -> Path:
@@ -47,7 +49,7 @@ def test_chats_survive_a_restart_and_a_kill(own_data: Path) -> None:
     client = Client(app.url, verbose=False)
     assert client.predict(api_name="/session_list") == listed
     assert client.predict(session, api_name="/session_get") == whole
-    job = client.submit(session, "Write a long story.", max_tokens=2000, api_name="/chat")
+    job = client.submit(session, STORY, temperature=0, max_tokens=2000, api_name="/chat")
     for text, _ in job:
         if len(text) > 300:  # some seconds in: at least one checkpoint was written
             break
@@ -63,7 +65,7 @@ def test_chats_survive_a_restart_and_a_kill(own_data: Path) -> None:
     assert continued.startswith(messages[3]["content"])
     assert len(continued) > len(messages[3]["content"])
     assert [m["state"] for m in messages] == ["done", "done", "done", "interrupted"]
-    assert messages[2]["content"] == "Write a long story."
+    assert messages[2]["content"] == STORY
     assert messages[3]["content"]
     assert text.startswith(messages[3]["content"]) or messages[3]["content"].startswith(text)
 
@@ -72,7 +74,7 @@ def test_a_stop_in_mid_answer_keeps_the_text(own_data: Path) -> None:
     app = App(own_data).wait()
     client = Client(app.url, verbose=False)
     session = client.predict(api_name="/session_create")["id"]
-    job = client.submit(session, "Write a long story.", max_tokens=2000, api_name="/chat")
+    job = client.submit(session, STORY, temperature=0, max_tokens=2000, api_name="/chat")
     for text, _ in job:
         if len(text) > 60:
             break

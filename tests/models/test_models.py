@@ -184,6 +184,7 @@ def test_a_failed_load_can_be_tried_again(tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x", "a/b/c", "../x", "a/.b", "-a/b", "a b\n/c"])
-def test_what_is_no_model_id(tmp_path: Path, name: str) -> None:
+def test_what_is_no_model_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)  # a relative name may be a folder that is there
     with pytest.raises((BadRequest, NotFound)):
         Catalogue(tmp_path).entry(name)
