@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from llmsvc.chat.sessions import Sessions, message, new_id
+from llmsvc.chat.sessions import Sessions
+from llmsvc.chat.transfer import message, new_id
 from llmsvc.store.database import Database, session_path
 from llmsvc.store.storage import JournalDB, replace, snapshot
 

@@ -39,6 +39,11 @@ class Service:
         self.turns.abandon(session_id)
         return deleted
 
+    def select_branch(self, owner: str, session_id: str, message_id: str, version: int | None = None) -> Row:
+        """Show another branch. Call on the event loop. Raises NotFound, or Conflict while an answer runs."""
+        self.turns.check_resting(owner, session_id, version)
+        return self.sessions.select_branch(owner, session_id, message_id)
+
     def tidy(self) -> None:
         """Free what deleted sessions hold once their undo time is over. Call about once a minute."""
         try:

@@ -11,7 +11,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "ui": {"ui", "http", "service", "chat", "models", "settings", "errors"},
-    "http": {"service", "chat", "models", "settings", "errors"},
+    "http": {"http", "service", "chat", "models", "settings", "errors"},
     "service": {"chat", "models", "store", "settings", "errors"},
     "chat": {"chat", "models", "engine", "store", "errors"},
     "models": {"models", "engine", "store", "errors"},

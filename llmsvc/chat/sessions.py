@@ -1,13 +1,12 @@
 """Create, list, switch, rename, delete, restore, search, export and import sessions."""
 
 import json
-import secrets
 import sys
 import time
-from collections.abc import Iterable
 from itertools import islice
-from typing import Any
 
+from llmsvc.chat import branches, transfer
+from llmsvc.chat.transfer import new_id
 from llmsvc.errors import BadRequest, NotFound
 from llmsvc.store.database import Database, Row
 from llmsvc.store.search import Needle
@@ -17,16 +16,14 @@ _MAX_TITLE = 120
 NEW_TITLE = "New chat"
 
 
-def new_id() -> str:
-    return secrets.token_hex(16)
-
-
 class Sessions:
     """Sessions of every owner. Another owner's session answers as one that does not exist."""
 
     def __init__(self, database: Database, default_model: str) -> None:
         self._db = database
         self._default_model = default_model
+        self.revision = 0
+        """Grows with every change to the list of sessions, so that a page can ask whether it is still right."""
         self.purge()
 
     def create(self, owner: str, title: str = "", model: str = "") -> Row:
@@ -40,8 +37,11 @@ class Sessions:
             "model": model or self._default_model,
             "turns": 0,
             "undo_until": None,
+            "settings": {},
+            "auto_title": not _clean(title),
         }
         self._db.add_session(row)
+        self.revision += 1
         return _public(row)
 
     def list(self, owner: str, query: str = "", limit: int = sys.maxsize) -> list[Row]:
@@ -55,9 +55,39 @@ class Sessions:
         return [_public(row) for row in islice(self._db.search_sessions(owner, needle), limit)]
 
     def get(self, owner: str, session_id: str) -> Row:
-        """The session with its messages. Raises NotFound."""
+        """The session with the messages of the branch that is shown, and those that wait. Raises NotFound."""
+        return self.window(owner, session_id, None)
+
+    def window(self, owner: str, session_id: str, limit: int | None) -> Row:
+        """``get`` with the last ``limit`` messages; its cost does not grow with the others. Raises NotFound."""
         row = self.row(owner, session_id)
-        return {**_public(row), "messages": self._db.messages(row["id"]), "files": []}
+        with self._db.session_rows(session_id, "messages") as rows:
+            messages, version = branches.shown(rows, limit), branches.version(rows)
+        with self._db.session_rows(session_id, "queue") as rows:
+            queued = rows.all()
+        own = {"settings": row["settings"], "version": version, "queued": queued}
+        return {**_public(row), **own, "messages": messages, "files": []}
+
+    def message(self, owner: str, session_id: str, message_id: str) -> Row:
+        """One message of any branch. Raises NotFound."""
+        self.row(owner, session_id)
+        with self._db.session_rows(session_id, "messages") as rows:
+            if row := rows.get(message_id):
+                return row
+        raise NotFound("There is no such message in this chat. Reload the page to see what there is.")
+
+    def version(self, session_id: str) -> int:
+        """See ``chat.branches``. Raises NotFound."""
+        with self._db.session_rows(session_id, "messages") as rows:
+            return branches.version(rows)
+
+    def select_branch(self, owner: str, session_id: str, message_id: str) -> Row:
+        """Show the branch on which a message stands. Raises NotFound."""
+        self.row(owner, session_id)
+        with self._db.session_rows(session_id, "messages") as rows:
+            branches.select(rows, message_id)
+        self.revision += 1
+        return self.get(owner, session_id)
 
     def row(self, owner: str, session_id: str) -> Row:
         """The index row of a session that is there for ``owner``. Raises NotFound."""
@@ -71,55 +101,71 @@ class Sessions:
         if not (clean := _clean(title)):
             raise BadRequest("A chat needs a name. Type at least one character.")
         self.row(owner, session_id)
-        self._db.update_session(session_id, {"title": clean})
+        self._change(session_id, {"title": clean, "auto_title": False})
         return _public(self.row(owner, session_id))
+
+    def entitle(self, session_id: str, title: str) -> None:
+        """Name a session whose user gave it no name."""
+        self._change(session_id, {"title": _clean(title), "auto_title": False})
 
     def set_model(self, owner: str, session_id: str, model: str) -> None:
         self.row(owner, session_id)
-        self._db.update_session(session_id, {"model": model})
+        self._change(session_id, {"model": model})
+
+    def set_settings(self, owner: str, session_id: str, values: Row) -> None:
+        """Replace the session's own sampling and system prompt. They must have been checked."""
+        self.row(owner, session_id)
+        self._change(session_id, {"settings": values})
 
     def delete(self, owner: str, session_id: str) -> Row:
         """Hide a session; it is gone for good once ``undo_until`` (a Unix time) has passed."""
         self.purge()
         self.row(owner, session_id)
         undo_until = time.time() + UNDO_SECONDS
-        self._db.update_session(session_id, {"undo_until": undo_until})
+        self._change(session_id, {"undo_until": undo_until})
         return {"id": session_id, "undo_until": undo_until}
 
     def restore(self, owner: str, session_id: str) -> Row:
         """Undo a deletion. Raises NotFound when it is too late."""
         self.purge()
         self._owned(owner, session_id)
-        self._db.update_session(session_id, {"undo_until": None})
+        self._change(session_id, {"undo_until": None})
         return _public(self.row(owner, session_id))
 
     def touch(self, session_id: str, fields: Row) -> None:
         """Record activity of a turn."""
-        self._db.update_session(session_id, {"updated_at": time.time(), **fields})
+        self._change(session_id, {"updated_at": time.time(), **fields})
 
     def export(self, owner: str, session_id: str, format: str = "json") -> str:
-        """The whole session as JSON (which ``import_`` reads) or as Markdown to read. Raises BadRequest."""
+        """The whole session as JSON, or the branch that is shown as Markdown; ``import_`` reads both.
+
+        Raises BadRequest for another format.
+        """
         session = self.get(owner, session_id)
-        if format == "json":
-            return json.dumps(session, ensure_ascii=False, indent=1)
-        if format != "markdown":
+        if format == "markdown":
+            return transfer.to_markdown(session)
+        if format != "json":
             raise BadRequest(f'Unknown format "{format}". Use "json" or "markdown".')
-        parts = [f"# {session['title']}"]
-        parts += [f"## {m['role'].capitalize()}\n\n{m['content']}" for m in session["messages"]]
-        return "\n\n".join(parts) + "\n"
+        here = {row["id"] for row in session["messages"]}
+        others = [row for row in self._db.messages(session_id) if row["id"] not in here]
+        return json.dumps({**session, "other_branches": others}, ensure_ascii=False, indent=1)
 
     def import_(self, owner: str, text: str) -> Row:
-        """A new session from exported JSON. Raises BadRequest."""
-        try:
-            data = json.loads(text)
-            messages = [_imported(m) for m in data["messages"]]
-            title, model = str(data.get("title", "")), str(data.get("model", ""))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadRequest('This is no exported chat. Use the text that "export" gave in the JSON format.') from None
-        created = self.create(owner, title, model)
-        self._db.add_messages(created["id"], messages)
-        self._db.update_session(created["id"], {"turns": sum(m["role"] == "user" for m in messages)})
+        """A new session from exported JSON or Markdown. Raises BadRequest."""
+        found = transfer.read(text)
+        created = self.create(owner, found.title, found.model)
+        self._db.add_messages(created["id"], found.messages)
+        turns = sum(m["role"] == "user" for m in found.messages)
+        self._change(created["id"], {"turns": turns, "settings": found.settings})
         return _public(self.row(owner, created["id"]))
+
+    def changed(self) -> None:
+        """Something that a page shows of a session changed."""
+        self.revision += 1
+
+    def _change(self, session_id: str, fields: Row) -> None:
+        self._db.update_session(session_id, fields)
+        self.revision += 1
 
     def _owned(self, owner: str, session_id: str) -> Row:
         row = self._db.session(session_id)
@@ -132,32 +178,7 @@ class Sessions:
         for row in self._db.sessions_with("undo_until"):
             if row["undo_until"] < time.time():
                 self._db.remove_session(row["id"])
-
-
-def message(role: str, content: str, turn_id: str, **fields: Any) -> Row:
-    """A message row with every field of the contract."""
-    return {
-        "id": new_id(),
-        "turn_id": turn_id,
-        "role": role,
-        "content": content,
-        "created_at": time.time(),
-        "state": "done",
-        "model": "",
-        "usage": {},
-        "context": {},
-        "sources": [],
-        "error": "",
-        **fields,
-    }
-
-
-def _imported(data: Row) -> Row:
-    if data["role"] not in ("user", "assistant", "system") or not isinstance(data["content"], str):
-        raise ValueError
-    known: Iterable[str] = ("created_at", "state", "model", "usage", "context", "sources")
-    kept = {k: data[k] for k in known if k in data}
-    return message(data["role"], data["content"], str(data.get("turn_id", "")) or new_id(), **kept)
+                self.revision += 1
 
 
 def _public(row: Row) -> Row:

@@ -1,303 +1,431 @@
-"""A turn: one answer being generated. The server owns it; clients only attach and watch."""
+"""Starts, watches and stops turns, one at a time in each session; what is sent meanwhile waits its turn."""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
-from llmsvc.chat import context
-from llmsvc.chat.sessions import NEW_TITLE, Sessions, message, new_id
-from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
-from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, StorageError
+from llmsvc.chat import branches, context, options
+from llmsvc.chat.crossing import Crossing
+from llmsvc.chat.sessions import Sessions
+from llmsvc.chat.titles import Titles, first_line
+from llmsvc.chat.transfer import message, new_id
+from llmsvc.chat.turn import Turn, Watch, can_continue
+from llmsvc.engine import GenerationRequest
+from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, StorageError, Unavailable
 from llmsvc.models.pool import ModelPool
 from llmsvc.store.database import Database, Row
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_SECONDS = 1.0
+CHECKPOINT_SECONDS = 0.75
 FRAME_SECONDS = 0.05
-_STATES = {FinishReason.STOP: "done", FinishReason.LENGTH: "done", FinishReason.CANCELLED: "stopped"}
-
-
-class Turn:
-    """One answer. Written on the event loop only; any number of watchers attach to it."""
-
-    def __init__(self, session_id: str, owner: str, message_id: str) -> None:
-        self.id = new_id()
-        self.session_id, self.owner, self.message_id = session_id, owner, message_id
-        self.text = ""
-        self.tokens_before = 0
-        self.state = "queued"
-        self.note = ""
-        self.error: LlmsvcError | None = None
-        self.usage: Row = {}
-        self.context: Row = {}
-        self.engine: Any = None
-        self.started = time.monotonic()
-        self._first = 0.0
-        self._changed = asyncio.Event()
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ("done", "stopped", "failed", "interrupted")
-
-    def status(self) -> Row:
-        """The ``status`` of the contract's stream."""
-        return {
-            "turn_id": self.id,
-            "state": self.state,
-            "offset": len(self.text),
-            "usage": self.usage,
-            "context": self.context,
-            "sources": [],
-            "error": str(self.error or ""),
-            "note": self.note,
-        }
-
-    def changed(self) -> None:
-        """Wake every watcher."""
-        event, self._changed = self._changed, asyncio.Event()
-        event.set()
-
-    def receive(self, event: TokenEvent) -> None:
-        """Take an event of the engine. A stop that the user asked for already decided the state."""
-        if self.ended:  # interrupted by the service's end: what was saved stands
-            return
-        now = time.monotonic()
-        self._first = self._first or now
-        self.text += event.text
-        self.usage = {
-            "prompt_tokens": self.context.get("prompt", 0),
-            "completion_tokens": self.tokens_before + event.tokens,
-            "cached_tokens": event.cached_tokens,
-            "ttft_seconds": round(self._first - self.started, 3),
-            # The first token belongs to the prefill, so speed counts the intervals behind it.
-            "tokens_per_second": round((event.tokens - 1) / (now - self._first), 1) if now > self._first else 0.0,
-            "finish_reason": event.finish_reason or "",
-        }
-        self.state = "running"
-        if event.finish_reason is FinishReason.ERROR:
-            self.error = LlmsvcError(event.error)
-        if event.finish_reason is not None:
-            self.state = _STATES.get(event.finish_reason, "failed")
-        self.changed()
-
-    async def wait(self, timeout: float | None = None) -> None:
-        """Return at the next change, or after ``timeout`` seconds."""
-        try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
-        except TimeoutError:
-            return
+FRAMES_AT_ONCE = 32
+"""With more watchers than this, frames come less often, so that what all of them cost stays the same."""
+MOST_QUEUED = 20
+STALE = "This chat went on elsewhere. Here is its newest state; your text is still in the box."
 
 
 class Turns:
-    """Starts, watches and stops turns. Lives on one event loop."""
+    """Starts, watches and stops turns. Lives on one event loop, on which all of its methods are called."""
 
     def __init__(self, database: Database, sessions: Sessions, pool: ModelPool) -> None:
         self._db, self._sessions, self._pool = database, sessions, pool
         self._active: dict[str, Turn] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._queued: dict[str, Turn] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._titles = Titles(database, sessions, pool)
+        self._crossing = Crossing()
+        self._watchers = 0
+        self._closing = False
         self._mark_interrupted()
+
+    # Settings
+
+    def settings(self, model: str = "") -> Row:
+        """Every option, as it is for ``model`` when nobody says otherwise."""
+        return options.merged(*self._layers(model))
+
+    def set_settings(self, values: Row, model: str = "") -> Row:
+        """Save defaults, of all models or of one. Raises BadRequest."""
+        key = f"sampling:{self._pool.catalogue.entry(model).id}" if model else "sampling"
+        self._db.set_setting(key, {**self._db.setting(key), **options.checked(values)})
+        return self.settings(model)
+
+    def set_session_settings(self, owner: str, session_id: str, values: Row) -> Row:
+        """Change options of one session; None takes one back to the default. Raises BadRequest, NotFound."""
+        session = self._sessions.row(owner, session_id)
+        changed = options.checked({k: v for k, v in values.items() if v is not None})
+        kept = {k: v for k, v in session["settings"].items() if k not in values}
+        self._sessions.set_settings(owner, session_id, {**kept, **changed})
+        return self.session_settings(owner, session_id)
+
+    def session_settings(self, owner: str, session_id: str) -> Row:
+        """Every option, as it is in one session. Raises NotFound."""
+        session = self._sessions.row(owner, session_id)
+        return options.merged(*self._layers(session["model"]), session["settings"])
+
+    def _layers(self, model: str) -> list[Row]:
+        return [self._db.setting("sampling"), self._db.setting(f"sampling:{model}") if model else {}]
+
+    # Starting
+
+    def start(
+        self, owner: str, session_id: str, text: str, *, model: str = "", version: int | None = None, **values: Any
+    ) -> Turn:
+        """Store the user's message and begin its answer, or let it wait for the one that runs; return at once.
+
+        ``version``: what the client knows of the session. Raises BadRequest, NotFound, or Conflict when the client is
+        out of date or too much waits already; nothing is stored then.
+        """
+        session = self._sessions.row(owner, session_id)
+        if self._closing:
+            raise Unavailable("The service is being stopped. Send the message again when it runs.")
+        if not text.strip():
+            raise BadRequest("The message is empty. Type something first.")
+        if version is not None and version != self._sessions.version(session_id):
+            raise Conflict(STALE)
+        model = self._pool.catalogue.entry(model or session["model"]).id
+        chosen = self._options(session, model, values)
+        turn = Turn(session_id, owner, new_id())
+        if session_id not in self._active and not self._waits(session_id):
+            self._begin(turn, self._tip_id(session_id), text, model, chosen)
+            return turn
+        with self._db.session_rows(session_id, "queue") as rows:
+            if len(rows) >= MOST_QUEUED:
+                raise Conflict(f"{len(rows)} messages wait already. Wait for an answer, or withdraw one.")
+            row = {"id": turn.id, "message_id": turn.message_id, "content": text, "created_at": time.time()}
+            rows.add({**row, "model": model, "options": chosen})
+        self._queued[turn.id] = turn
+        self._sessions.changed()
+        self._next(session_id)
+        return turn
+
+    def edit(
+        self, owner: str, session_id: str, message_id: str, text: str, *, version: int | None = None, **values: Any
+    ) -> Turn:
+        """Answer a changed message, or change an answer, on a branch of its own. Raises as ``start`` does."""
+        session, row = self._resting(owner, session_id, message_id, version)
+        if not text.strip():
+            raise BadRequest("The message is empty. Type something first.")
+        if row["role"] == "user":
+            turn = Turn(session_id, owner, new_id())
+            self._begin(turn, row["parent"], text, session["model"], self._options(session, session["model"], values))
+            return turn
+        with self._db.session_rows(session_id, "messages") as rows:
+            changed = {"id": new_id(), "content": text, "state": "done", "error": "", "created_at": time.time()}
+            changed["chosen"] = branches.version(rows) + 1
+            rows.add({**row, **changed})
+        self._sessions.touch(session_id, {})
+        return Turn.stored(session_id, owner, {**row, **changed})
+
+    def regenerate(
+        self, owner: str, session_id: str, message_id: str, *, version: int | None = None, **values: Any
+    ) -> Turn:
+        """Answer the same message once more, on a branch of its own. Raises as ``start`` does."""
+        session, row = self._resting(owner, session_id, message_id, version)
+        question = row["id"] if row["role"] == "user" else row["parent"]
+        if not question:
+            raise BadRequest("This message answers nothing, so it cannot be made again.")
+        turn = Turn(session_id, owner, new_id())
+        self._begin(turn, question, None, session["model"], self._options(session, session["model"], values))
+        return turn
+
+    def resume(self, owner: str, session_id: str, *, version: int | None = None) -> Turn:
+        """Go on with the last answer where it was interrupted, stopped or cut at the token limit.
+
+        Raises BadRequest when it is complete, NotFound or Conflict.
+        """
+        session = self._sessions.row(owner, session_id)
+        answer = self._tip(session_id)
+        if answer is None or not can_continue(answer):
+            raise BadRequest("The last answer is complete: there is nothing to continue. Ask for more instead.")
+        self._resting(owner, session_id, answer["id"], version)
+        turn = Turn(session_id, owner, answer["id"])
+        turn.text, turn.tokens_before = answer["content"], answer["usage"].get("completion_tokens", 0)
+        model = answer["model"] or session["model"]
+        chosen = answer["options"] or self._options(session, model, {})
+        self._db.update_session(session_id, {"running": turn.id})
+        fields = {"state": "running", "error": "", "turn_id": turn.id, "options": chosen}
+        self._db.update_message(session_id, answer["id"], fields)
+        self._launch(turn, model, chosen, answer["parent"])
+        return turn
+
+    # The queue: messages that were sent while another was answered
+
+    def edit_queued(self, owner: str, session_id: str, turn_id: str, text: str) -> None:
+        """Raises BadRequest, or NotFound when it is being answered already."""
+        self._sessions.row(owner, session_id)
+        if not text.strip():
+            raise BadRequest("The message is empty. Withdraw it instead.")
+        with self._db.session_rows(session_id, "queue") as rows:
+            if not rows.update(turn_id, {"content": text}):
+                raise NotFound("This message does not wait any more.")
+        self._sessions.changed()
+
+    def withdraw(self, owner: str, session_id: str, turn_id: str) -> None:
+        """Take back a message that waits. Raises NotFound when it is being answered already."""
+        self._sessions.row(owner, session_id)
+        with self._db.session_rows(session_id, "queue") as rows:
+            if turn_id not in rows:
+                raise NotFound("This message does not wait any more.")
+            rows.remove(turn_id)
+        self._sessions.changed()
+        self._drop(turn_id, "stopped")
+
+    def send_queued(self, owner: str, session_id: str) -> Turn | None:
+        """Answer what waits since the service stopped. The turn that runs now, if any. Raises NotFound."""
+        self._sessions.row(owner, session_id)
+        self._next(session_id)
+        return self._active.get(session_id)
+
+    def queued(self, owner: str, session_id: str, turn_id: str) -> Row:
+        """A message that waits. Raises NotFound."""
+        self._sessions.row(owner, session_id)
+        with self._db.session_rows(session_id, "queue") as rows:
+            if row := rows.get(turn_id):
+                return row
+        raise NotFound("This message does not wait any more.")
+
+    # Watching and stopping
 
     def active(self, session_id: str) -> Turn | None:
         """The turn that runs in a session now."""
         return self._active.get(session_id)
 
-    def sampling(self, values: Row) -> SamplingParams:
-        """Checked sampling parameters: ``values`` over the saved settings. Raises BadRequest."""
-        return parse_sampling({**self.settings(), **{k: v for k, v in values.items() if v is not None}})
+    def last(self, owner: str, session_id: str) -> Turn:
+        """The turn that runs, or else the last of the shown branch. Raises NotFound."""
+        self._sessions.row(owner, session_id)
+        if turn := self._active.get(session_id):
+            return turn
+        row = self._tip(session_id)
+        if row is None or row["role"] != "assistant":
+            raise NotFound("Nothing was answered in this chat yet. Send a message first.")
+        return Turn.stored(session_id, owner, row)
 
-    def settings(self) -> Row:
-        return {**DEFAULTS, **self._db.setting("sampling")}
+    def running_sessions(self) -> set[str]:
+        return set(self._active)
 
-    def set_settings(self, values: Row) -> Row:
-        """Save sampling and system-prompt defaults. Raises BadRequest."""
-        if unknown := set(values) - set(DEFAULTS):
-            raise BadRequest(f"Unknown setting: {', '.join(sorted(unknown))}. Known: {', '.join(DEFAULTS)}.")
-        merged = {**self.settings(), **values}
-        parse_sampling(merged)
-        self._db.set_setting("sampling", merged)
-        return merged
-
-    def start(self, owner: str, session_id: str, text: str, *, model: str = "", **values: Any) -> Turn:
-        """Store the user's message, then begin its answer; return at once.
-
-        Must be called on the event loop. Raises BadRequest, NotFound or Conflict, with nothing stored.
-        """
-        session = self._sessions.row(owner, session_id)
-        if not text.strip():
-            raise BadRequest("The message is empty. Type something first.")
-        if session_id in self._active:
-            raise Conflict("This chat is still being answered. Wait for the end, or stop it first.")
-        model = self._pool.catalogue.entry(model or session["model"]).id
-        sampling = self.sampling(values)
-        system = str(values.get("system") or self.settings()["system"])
-        history = self._db.messages(session_id)
-        answer_id = new_id()
-        turn = Turn(session_id, owner, answer_id)
-        self._db.update_session(session_id, {"running": turn.id})  # first: what a crash leaves is looked for there
-        try:
-            self._db.add_messages(
-                session_id,
-                [
-                    message("user", text, turn.id),
-                    message("assistant", "", turn.id, id=answer_id, state="running", model=model),
-                ],
-            )
-        except StorageError:
-            with suppress(StorageError):
-                self._db.update_session(session_id, {"running": None})
-            raise
-        fields = {"turns": session["turns"] + 1}
-        if session["title"] == NEW_TITLE and not session["turns"]:
-            fields["title"] = first_line(text)
-        self._sessions.touch(session_id, fields)
-        self._launch(turn, model, system, history, text, sampling)
-        return turn
-
-    def resume(self, owner: str, session_id: str) -> Turn:
-        """Go on with the last answer where it was interrupted, stopped or cut at the token limit.
-
-        Must be called on the event loop. Raises BadRequest when it is complete, NotFound or Conflict.
-        """
-        session = self._sessions.row(owner, session_id)
-        if session_id in self._active:
-            raise Conflict("This chat is still being answered. Wait for the end, or stop it first.")
-        messages = self._db.messages(session_id)
-        if not can_continue(messages):
-            raise BadRequest("The last answer is complete: there is nothing to continue. Ask for more instead.")
-        *history, question, answer = messages
-        turn = Turn(session_id, owner, answer["id"])
-        turn.text, turn.tokens_before = answer["content"], answer["usage"].get("completion_tokens", 0)
-        model, settings = self._pool.catalogue.entry(session["model"]).id, self.settings()
-        self._db.update_session(session_id, {"running": turn.id})
-        self._db.update_message(session_id, answer["id"], {"state": "running", "error": ""})
-        self._launch(turn, model, str(settings["system"]), history, question["content"], parse_sampling(settings))
-        return turn
-
-    def _launch(
-        self, turn: Turn, model: str, system: str, history: list[Row], text: str, sampling: SamplingParams
-    ) -> None:
-        self._active[turn.session_id] = turn
-        self._tasks[turn.id] = asyncio.create_task(self._run(turn, model, system, history, text, sampling))
-
-    def stop(self, owner: str, session_id: str) -> Row:
-        """Stop the running turn; it keeps what it has. Raises NotFound when nothing runs."""
+    async def stop(self, owner: str, session_id: str) -> Row:
+        """Stop the running turn, keeping what it has; its status once that is saved. Raises NotFound."""
         self._sessions.row(owner, session_id)
         turn = self._active.get(session_id)
         if turn is None:
             raise NotFound("Nothing is being answered in this chat.")
         self._halt(turn)
+        async for _ in self.attach(turn, len(turn.text)):
+            pass
         return turn.status()
 
     def abandon(self, session_id: str) -> None:
-        """Stop whatever runs in a session, if anything does."""
+        """Stop whatever runs in a session that was deleted; what waits is kept for an undo."""
         if turn := self._active.get(session_id):
             self._halt(turn)
+        for turn in [t for t in self._queued.values() if t.session_id == session_id]:
+            self._drop(turn.id, "interrupted")
 
-    def running_sessions(self) -> set[str]:
-        return set(self._active)
+    async def attach(
+        self, turn: Turn, offset: int = 0, watch: Watch | None = None
+    ) -> AsyncGenerator[tuple[str, Row], None]:
+        """Yield (whole text, status) as they change, to the turn's end or until ``watch`` is closed.
+
+        The first frame comes when there is more than ``offset`` characters, or another state. This is the one place
+        where tokens are gathered into frames: a slow watcher sees fewer of them, and slows nobody.
+        """
+        watch = watch or Watch()
+        seen: tuple[int, str, str] = (offset, "", "")
+        turn.watches.add(watch)
+        self._watchers += 1
+        try:
+            while not watch.closed:
+                finished, now = turn.finished, (len(turn.text), turn.state, turn.note)
+                if now != seen:
+                    seen = now
+                    yield turn.text, turn.status()
+                    if not finished:
+                        await asyncio.sleep(FRAME_SECONDS * max(1.0, self._watchers / FRAMES_AT_ONCE))
+                elif not finished:
+                    await watch.wait()
+                if finished:
+                    return
+        finally:
+            self._watchers -= 1
+            turn.watches.discard(watch)
+
+    async def close(self) -> None:
+        """End everything that runs, keeping its text as ``interrupted``; what waits is kept as it is."""
+        self._closing = True
+        for turn in self._active.values():
+            if turn.engine is not None:
+                turn.engine.cancel(turn.id)
+            turn.end("interrupted")
+        for turn_id in list(self._queued):
+            self._drop(turn_id, "interrupted")
+        await self._titles.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def check_resting(self, owner: str, session_id: str, version: int | None) -> Row:
+        """The session, in which nothing runs. Raises NotFound, or Conflict if an answer runs or ``version`` is old."""
+        session = self._sessions.row(owner, session_id)
+        if session_id in self._active:
+            raise Conflict("This chat is still being answered. Wait for the end, or stop it first.")
+        if version is not None and version != self._sessions.version(session_id):
+            raise Conflict(STALE)
+        return session
+
+    # Inside
+
+    def _options(self, session: Row, model: str, values: Row) -> Row:
+        """Checked options of one answer. Raises BadRequest."""
+        given = {k: v for k, v in values.items() if v is not None and (k != "system" or v)}
+        return options.merged(*self._layers(model), session["settings"], given)
+
+    def _resting(self, owner: str, session_id: str, message_id: str, version: int | None) -> tuple[Row, Row]:
+        """A session in which nothing runs, and one of its messages. Raises NotFound or Conflict."""
+        session = self.check_resting(owner, session_id, version)
+        return session, self._sessions.message(owner, session_id, message_id)
+
+    def _tip(self, session_id: str) -> Row | None:
+        with self._db.session_rows(session_id, "messages") as rows:
+            return branches.tip(rows)
+
+    def _tip_id(self, session_id: str) -> str:
+        row = self._tip(session_id)
+        return row["id"] if row else ""
+
+    def _waits(self, session_id: str) -> int:
+        with self._db.session_rows(session_id, "queue") as rows:
+            return len(rows)
+
+    def _drop(self, turn_id: str, outcome: str) -> None:
+        """Tell those who watch a message that waits that it will not be answered now."""
+        if turn := self._queued.pop(turn_id, None):
+            turn.end(outcome)
+            turn.finish()
+
+    def _begin(self, turn: Turn, parent: str, text: str | None, model: str, chosen: Row) -> None:
+        """Store the messages of a turn below ``parent``, durably, then let it run. Raises StorageError."""
+        session = self._db.session(turn.session_id)
+        self._db.update_session(turn.session_id, {"running": turn.id})  # first: what a crash leaves is looked for there
+        try:
+            with self._db.session_rows(turn.session_id, "messages") as rows:
+                above = rows.get(parent)
+                depth, version = above["depth"] if above else 0, branches.version(rows)
+                new = []
+                if text is not None:
+                    depth, version = depth + 1, version + 1
+                    new.append(message("user", text, turn.id, parent=parent, depth=depth, chosen=version))
+                    parent = new[0]["id"]
+                place: Row = {"parent": parent, "depth": depth + 1, "chosen": version + 1, "options": chosen}
+                answer = {"id": turn.message_id, "state": "running", "model": model}
+                rows.add(*new, message("assistant", "", turn.id, **answer, **place))
+        except StorageError:
+            with suppress(StorageError):
+                self._db.update_session(turn.session_id, {"running": None})
+            raise
+        fields: Row = {"turns": session["turns"] + 1} if text is not None else {}
+        if text is not None and session["auto_title"] and not session["turns"]:
+            fields["title"] = first_line(text)
+        self._sessions.touch(turn.session_id, fields)
+        self._launch(turn, model, chosen, parent)
+
+    def _next(self, session_id: str) -> None:
+        """Begin the answer to the message that waits longest, if nothing runs."""
+        if self._closing or session_id in self._active:
+            return
+        try:
+            if self._db.session(session_id)["undo_until"] is not None:
+                return
+            with self._db.session_rows(session_id, "queue") as rows:
+                waiting = rows.all()
+                if not waiting:
+                    return
+                row = waiting[0]
+                turn = self._queued.pop(row["id"], None)
+                if turn is None:  # it waits since an earlier run of the service
+                    owner = self._db.session(session_id)["owner"]
+                    turn = Turn(session_id, owner, row["message_id"], row["id"])
+                try:
+                    self._begin(turn, self._tip_id(session_id), row["content"], row["model"], row["options"])
+                except LlmsvcError as error:
+                    turn.end("failed", error)
+                    turn.finish()
+                    raise
+                rows.remove(row["id"])
+        except LlmsvcError as error:  # it stays where it waits
+            log.warning("%s", error)
+
+    def _launch(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
+        self._active[turn.session_id] = turn
+        self._titles.busy()
+        task = asyncio.create_task(self._run(turn, model, chosen, question))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _halt(self, turn: Turn) -> None:
         if turn.engine is not None:
             turn.engine.cancel(turn.id)
         else:  # still waiting for its model
-            turn.state = "stopped"
-            turn.changed()
+            turn.end("stopped")
 
-    async def attach(
-        self, turn: Turn, offset: int = 0, until: asyncio.Event | None = None
-    ) -> AsyncIterator[tuple[str, Row]]:
-        """Yield (whole text, status) at each change, at most every FRAME_SECONDS, to the end or ``until``.
-
-        The first frame comes when there is more than ``offset`` characters, or another state.
-        """
-        seen: tuple[int, str, str] = (offset, "", "")
-        while until is None or not until.is_set():
-            waiting = turn._changed  # taken before looking, so that no wake-up is lost
-            now = (len(turn.text), turn.state, turn.note)
-            if now != seen:
-                seen = now
-                yield turn.text, turn.status()
-                if turn.ended and turn.id not in self._tasks:
-                    return
-                await asyncio.sleep(FRAME_SECONDS)
-            elif turn.ended and turn.id not in self._tasks:
-                return
-            else:
-                await _first_of(waiting, until)
-
-    async def close(self) -> None:
-        """Stop everything that runs, keeping its text as ``interrupted``."""
-        for turn in list(self._active.values()):
-            if not turn.ended:
-                turn.state = "interrupted"
-                turn.changed()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
-
-    async def _run(
-        self, turn: Turn, model: str, system: str, history: list[Row], text: str, sampling: SamplingParams
-    ) -> None:
+    async def _run(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
         try:
-            await self._generate(turn, model, system, history, text, sampling)
+            await self._generate(turn, model, chosen, question)
         except LlmsvcError as error:
-            turn.error, turn.state = error, "failed"
+            turn.end("failed", error)
         except Exception as error:  # stored with the message, so that nobody waits for ever
             log.exception("turn failed")
-            turn.error, turn.state = LlmsvcError(f"The answer failed: {error}"), "failed"
+            turn.end("failed", LlmsvcError(f"The answer failed: {error}"))
         try:
-            self._save(turn)
+            await asyncio.to_thread(self._save, turn, turn.outcome)
             self._sessions.touch(turn.session_id, {"running": None})
         except LlmsvcError as error:  # disk full at the end: say so, keep the text on the page
-            turn.error = error
-        finally:
-            self._active.pop(turn.session_id, None)
-            self._tasks.pop(turn.id, None)
-            turn.changed()
+            turn.error = turn.error or error
+        del self._active[turn.session_id]
+        turn.finish()
+        if turn.outcome == "done":
+            self._titles.want(turn.session_id, model)
+        self._next(turn.session_id)
+        if not self._active:
+            self._titles.idle()
 
-    async def _generate(
-        self, turn: Turn, model: str, system: str, history: list[Row], text: str, sampling: SamplingParams
-    ) -> None:
+    async def _generate(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
         pooled = await self._model(turn, model)
-        if turn.ended or pooled is None:
+        if turn.outcome or pooled is None:
             return
         self._sessions.touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
-        loaded, engine = pooled.loaded, pooled.engine
-        prompt = await asyncio.to_thread(
-            context.build, loaded.tokenizer, loaded.window, system, history, text, turn.text
-        )
-        if turn.ended:
+        engine = pooled.engine
+        prompt = await asyncio.to_thread(self._prompt, turn, pooled.loaded, chosen["system"], question)
+        if turn.outcome:
             return
         turn.context, turn.state, turn.note = prompt.ledger.row(), "prefill", ""
         turn.started = time.monotonic()
         turn.changed()
-        loop = asyncio.get_running_loop()  # events cross from the engine's thread here and nowhere else
-
-        def deliver(event: TokenEvent) -> None:
-            loop.call_soon_threadsafe(turn.receive, event)
-
-        engine.submit(GenerationRequest(turn.id, prompt.tokens, sampling, deliver))
+        deliver = self._crossing.to(turn.receive)
+        engine.submit(GenerationRequest(turn.id, prompt.tokens, options.sampling(chosen), deliver))
         turn.engine = engine
-        saved = time.monotonic()
-        while not turn.ended:
-            await turn.wait(CHECKPOINT_SECONDS)
-            if time.monotonic() - saved >= CHECKPOINT_SECONDS and not turn.ended:
-                saved = time.monotonic()
-                try:
-                    self._save(turn)
-                    turn.note = ""
-                except StorageError as error:  # the answer goes on; its end is saved if there is room by then
-                    turn.note = str(error)
-        if turn.state == "interrupted":
-            engine.cancel(turn.id)
+        while not await turn.over(CHECKPOINT_SECONDS):
+            try:
+                await asyncio.to_thread(self._save, turn, "running")
+                turn.note = ""
+            except StorageError as error:  # the answer goes on; its end is saved if there is room by then
+                turn.note = str(error)
+
+    def _prompt(self, turn: Turn, loaded: Any, system: str, question: str) -> context.Prompt:
+        with self._db.session_rows(turn.session_id, "messages") as rows:
+            above = branches.upward(rows, question)
+            row = next(above)
+            return context.build(
+                loaded.tokenizer, loaded.window, system, above, row["content"], turn.text, row["depth"]
+            )
 
     async def _model(self, turn: Turn, model: str) -> Any:
         """The loaded model, or None when the turn was stopped while waiting for it."""
         waiting = asyncio.ensure_future(self._pool.acquire(model))
         try:
-            while not waiting.done() and not turn.ended:
+            while not waiting.done() and not turn.outcome:
                 pooled = self._pool.get(model)
                 turn.note = f"{pooled.stage}…" if pooled and pooled.state == "loading" else ""
                 turn.changed()
@@ -306,10 +434,10 @@ class Turns:
         finally:
             waiting.cancel()
 
-    def _save(self, turn: Turn) -> None:
+    def _save(self, turn: Turn, state: str) -> None:
         fields = {
             "content": turn.text,
-            "state": turn.state if turn.ended else "running",
+            "state": state,
             "usage": turn.usage,
             "context": turn.context,
             "error": str(turn.error or ""),
@@ -320,66 +448,15 @@ class Turns:
         """After a crash: what was running keeps its last checkpoint and says that it was cut."""
         for session in self._db.sessions_with("running"):
             try:
+                begun = set()
                 for row in self._db.messages(session["id"]):
+                    begun.add(row["turn_id"])
                     if row["state"] == "running":
                         self._db.update_message(session["id"], row["id"], {"state": "interrupted"})
+                with self._db.session_rows(session["id"], "queue") as queue:
+                    for row in queue.all():
+                        if row["id"] in begun:
+                            queue.remove(row["id"])
                 self._db.update_session(session["id"], {"running": None})
             except StorageError as error:  # damaged or full: the other chats work, and it is tried at the next start
                 log.warning("%s", error)
-
-
-def can_continue(messages: list[Row]) -> bool:
-    """Whether the last message is an answer that was cut."""
-    if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-2]["role"] != "user":
-        return False
-    last = messages[-1]
-    return last["state"] in ("interrupted", "stopped") or last["usage"].get("finish_reason") == "length"
-
-
-DEFAULTS: Row = {
-    "temperature": 0.2,
-    "top_p": 0.95,
-    "top_k": 0,
-    "max_tokens": 1024,
-    "seed": None,
-    "stop": [],
-    "system": "",
-}
-
-_LIMITS = {"temperature": (0.0, 5.0), "top_p": (0.0, 1.0), "top_k": (0, 100_000), "max_tokens": (1, 1_000_000)}
-
-
-def parse_sampling(values: Row) -> SamplingParams:
-    """Check values from the outside world. Raises BadRequest with the bounds."""
-    numbers: dict[str, Any] = {}
-    for name, (low, high) in _LIMITS.items():
-        try:
-            number = type(low)(values[name])
-        except (TypeError, ValueError, OverflowError):
-            raise BadRequest(f"{name} must be a number, not {values[name]!r}.") from None
-        if not low <= number <= high:
-            raise BadRequest(f"{name} must be between {low} and {high}, not {number}.")
-        numbers[name] = number
-    stop = values["stop"] or []
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list | tuple) or not all(isinstance(s, str) for s in stops):
-        raise BadRequest("stop must be a string or a list of strings.")
-    seed = values["seed"]
-    if seed is not None and (not isinstance(seed, int | float) or not 0 <= seed < 2**63):
-        raise BadRequest("seed must be a whole number from 0 to 2^63 - 1.")
-    return SamplingParams(**numbers, seed=None if seed is None else int(seed), stop=tuple(s for s in stops if s))
-
-
-def first_line(text: str) -> str:
-    """A title until the model makes one."""
-    line = " ".join(text.split())
-    return line if len(line) <= 48 else line[:47].rstrip() + "…"
-
-
-async def _first_of(event: asyncio.Event, until: asyncio.Event | None) -> None:
-    tasks = [asyncio.ensure_future(e.wait()) for e in (event, until) if e is not None]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

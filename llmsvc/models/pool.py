@@ -81,6 +81,14 @@ class ModelPool:
         with self._lock:
             return [pooled.row() for pooled in self._models.values()]
 
+    def state(self) -> tuple[Any, ...]:
+        """What a page shows of the models; equal while it need not be drawn again."""
+        with self._lock:
+            return tuple(
+                (p.id, p.state, p.stage, p.done * 100 // (p.total or 1), p.engine.running if p.engine else 0)
+                for p in self._models.values()
+            )
+
     def get(self, model_id: str) -> PooledModel | None:
         with self._lock:
             return self._models.get(model_id)

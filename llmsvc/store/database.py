@@ -125,7 +125,7 @@ class Database:
             table.update(message_id, fields)
 
     def messages(self, session_id: str) -> list[Row]:
-        """In the order they were added."""
+        """Those of every branch, in the order they were added."""
         with self.session_rows(session_id, "messages") as table:
             return table.all()
 

@@ -47,6 +47,12 @@ class Rows:
             rows = sorted(table.values(), key=itemgetter(key), reverse=True)
             return [copied(row) for row in islice(filter(wanted, rows), limit)]
 
+    def greatest(self, key: str) -> Row | None:
+        """The row with the largest ``row[key]``."""
+        with self._lock:
+            rows: Any = self._table._read_table().values()
+            return copied(max(rows, key=itemgetter(key))) if rows else None
+
     def add(self, *rows: Row) -> None:
         """Insert new rows, in one commit."""
         with self._lock:

@@ -1,37 +1,105 @@
 """Messages as gr.Chatbot shows them."""
 
+import re
 from html import escape
 from typing import Any
 
 WINDOW = 40
 """Messages mounted at once: the browser's cost grows with each one."""
 
+RECENT = 8
+"""Of them, at most so many stand in a part of their own, so that the others need not be sent again at each turn."""
+
 Message = dict[str, Any]
+
+LATEX = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "\\[", "right": "\\]", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+]
+"""Not the single dollar: people write of money."""
+
+_VERBATIM = re.compile(
+    r"^ {0,3}(?P<fence>`{3,}|~{3,}).*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)"
+    r"|(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)"
+    r"|\$\$.*?\$\$|\\\(.*?\\\)|\\\[.*?\\\]|</?think>",
+    re.DOTALL | re.MULTILINE,
+)
+"""Code, mathematics and the marks of reasoning: what stands there is left alone."""
 
 
 def window(messages: list[dict[str, Any]], running_id: str = "") -> list[Message]:
-    """The last messages, without the answer that is still running: that one is streamed apart."""
-    return [as_message(m) for m in messages[-WINDOW:] if m["id"] != running_id]
+    """Stored messages, without the answer that is still running: that one is streamed apart."""
+    return [as_message(m) for m in messages if m["id"] != running_id]
 
 
 def as_message(row: dict[str, Any]) -> Message:
-    """A stored message."""
-    if row["role"] != "assistant":
-        return _message(row["role"], row["content"])
-    return _message("assistant", row["content"], _footer(row))
+    """A stored message with what can be done about it."""
+    if row["role"] == "user":
+        return _message("user", row["content"], [_button("edit", row["id"], "Edit", "✎"), *_pager(row)])
+    again = _button("again", row["id"], "Answer again", "↻") if row["role"] == "assistant" else ""
+    return _message(row["role"], row["content"], [again, *_pager(row), *_facts(row)], row["error"])
 
 
-def live(text: str, status: dict[str, Any]) -> list[Message]:
-    """The running answer, as far as it is."""
-    if not text:
-        waiting = escape(status["note"]) or {"prefill": "Reading…"}.get(status["state"], "Waiting…")
-        return [_message("assistant", f'<span class="waiting">{waiting}</span>')]
-    return [_message("assistant", text, _footer(status) if status["usage"] else "")]
+def waiting(rows: list[dict[str, Any]], running: bool) -> str:
+    """The messages that wait for their answer."""
+    cards = []
+    for row in rows:
+        text = escape(" ".join(row["content"].split())[:300])
+        buttons = "" if running else _act("send", row["id"], "Answer now", "Send")
+        buttons += _act("edit-queued", row["id"], "Edit", "✎") + _act("withdraw", row["id"], "Withdraw", "×")
+        cards.append(f"<li><b>{'Queued' if running else 'Waiting'}</b><span>{text}</span>{buttons}</li>")
+    return f'<ul class="waiting-list" aria-label="Messages that wait">{"".join(cards)}</ul>' if cards else ""
 
 
-def _message(role: str, text: str, footer: str = "") -> Message:
+def editing(kind: str) -> str:
+    """What the composer says while it holds a message that is being changed."""
+    if not kind:
+        return ""
+    what = "Editing a waiting message." if kind == "queued" else "Editing. Sending begins a new branch."
+    return f'<p role="status">{what} {_act("cancel", "", "Cancel (Esc)", "Cancel")}</p>'
+
+
+def _act(action: str, id_: str, label: str, shown: str) -> str:
+    return f'<button data-act="{action}" data-id="{id_}" title="{label}" aria-label="{label}">{shown}</button>'
+
+
+def _button(action: str, id_: str, label: str, shown: str) -> str:
+    # Inside a message only class, title and the like pass the sanitizer, so the class tells what and whom.
+    return f'<button class="act do-{action} to-{id_}" title="{label}">{shown}</button>'
+
+
+def _pager(row: dict[str, Any]) -> list[str]:
+    ids = row.get("branches", [])
+    if len(ids) < 2:
+        return []
+    at = ids.index(row["id"])
+    before = _button("go", ids[at - 1], "Previous version", "‹") if at else "‹"
+    after = _button("go", ids[at + 1], "Next version", "›") if at + 1 < len(ids) else "›"
+    return [f'<span class="pager">{before} {at + 1}/{len(ids)} {after}</span>']
+
+
+def _message(role: str, text: str, footer: list[str], error: str = "") -> Message:
+    if error:
+        footer = [*footer, f'<span class="failed">{escape(error)}</span>']
+    shown = " · ".join(part for part in footer if part)
+    return _typed(role, f'{_closed(_escaped(text))}\n\n<sub class="usage">{shown}</sub>' if shown else _escaped(text))
+
+
+def _typed(role: str, text: str) -> Message:
     # A typed part, because a bare string is dedented by the component.
-    return {"role": role, "content": [{"type": "text", "text": f"{_closed(text)}\n\n{footer}" if footer else text}]}
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def _escaped(text: str) -> str:
+    """Markup that is neither code nor mathematics is shown as it was written."""
+    if "<" not in text:
+        return text
+    parts, end = [], 0
+    for found in _VERBATIM.finditer(text):
+        parts += [text[end : found.start()].replace("<", "&lt;"), found[0]]
+        end = found.end()
+    return "".join([*parts, text[end:].replace("<", "&lt;")])
 
 
 def _closed(text: str) -> str:
@@ -39,7 +107,7 @@ def _closed(text: str) -> str:
     return text + "\n```" if sum(line.lstrip().startswith("```") for line in text.splitlines()) % 2 else text
 
 
-def _footer(row: dict[str, Any]) -> str:
+def _facts(row: dict[str, Any]) -> list[str]:
     usage, parts = row["usage"], []
     if usage.get("completion_tokens"):
         parts.append(f"{usage['completion_tokens']} tokens")
@@ -51,7 +119,4 @@ def _footer(row: dict[str, Any]) -> str:
         parts.append("cut at the token limit")
     if row["state"] in ("stopped", "interrupted"):
         parts.append(row["state"])
-    footer = f'<sub class="usage">{" · ".join(parts)}</sub>' if parts else ""
-    if row["error"]:
-        footer += f'<div class="failed">{escape(row["error"])}</div>'
-    return footer
+    return parts

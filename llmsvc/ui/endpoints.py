@@ -5,6 +5,8 @@ from typing import Any
 
 import gradio as gr
 
+from llmsvc.chat.turn import Turn
+from llmsvc.errors import BadRequest
 from llmsvc.service import Service
 from llmsvc.ui.identity import owner_of, shown_errors
 
@@ -70,6 +72,13 @@ def _session_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
 def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
     turns = service.turns
 
+    async def frames(turn: Turn, offset: int = 0) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """The text from ``offset`` on with the status, then the turn's error if it has one."""
+        async for text, status in turns.attach(turn, offset):
+            yield text[offset:], status
+        if turn.error is not None and turn.state == "failed":
+            raise turn.error
+
     async def chat(
         request: gr.Request,
         session_id: str,
@@ -84,56 +93,104 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         system: str = "",
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Send a message; streams (text so far, status). What is left out comes from the settings."""
+        values: dict[str, Any] = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        }
         with shown_errors():
-            turn = turns.start(
-                owner_of(request),
-                session_id,
-                message,
-                model=model,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                max_tokens=max_tokens,
-                seed=seed,
-                stop=stop,
-                system=system,
-            )
-            async for text, status in turns.attach(turn):
-                yield text, status
-            if turn.error is not None:
-                raise turn.error
+            owner = owner_of(request)
+            turn = turns.start(owner, session_id, message, model=model, stop=stop, system=system, **values)
+            async for frame in frames(turn):
+                yield frame
 
-    # gr.api reads the type of one yield, not of the iterator, from the annotation.
-    chat.__annotations__["return"] = tuple[str, dict[str, Any]]
+    async def attach(
+        request: gr.Request, session_id: str, offset: int = 0
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Watch the running answer, or get the last one; streams (text from offset on, status)."""
+        with shown_errors():
+            if not isinstance(offset, int) or offset < 0:
+                raise BadRequest("offset counts characters: a whole number from 0.")
+            async for frame in frames(turns.last(owner_of(request), session_id), offset):
+                yield frame
+
+    async def regenerate(
+        request: gr.Request, session_id: str, message_id: str
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Answer the same message again on a new branch; streams as chat does."""
+        with shown_errors():
+            async for frame in frames(turns.regenerate(owner_of(request), session_id, message_id)):
+                yield frame
+
+    async def edit(
+        request: gr.Request, session_id: str, message_id: str, text: str
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Change a message on a new branch; a user's message is answered anew, streamed as chat does."""
+        with shown_errors():
+            async for frame in frames(turns.edit(owner_of(request), session_id, message_id, text)):
+                yield frame
 
     async def resume(request: gr.Request, session_id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Continue the last answer where it was interrupted or stopped; streams as chat does."""
         with shown_errors():
-            turn = turns.resume(owner_of(request), session_id)
-            async for text, status in turns.attach(turn):
-                yield text, status
-            if turn.error is not None:
-                raise turn.error
+            async for frame in frames(turns.resume(owner_of(request), session_id)):
+                yield frame
 
-    resume.__annotations__["return"] = tuple[str, dict[str, Any]]
+    # gr.api reads the type of one yield, not of the iterator, from the annotation.
+    for streaming in (chat, attach, regenerate, edit, resume):
+        streaming.__annotations__["return"] = tuple[str, dict[str, Any]]
 
     async def stop(request: gr.Request, session_id: str) -> dict[str, Any]:
         """Stop the running answer of a session; what it has so far is kept."""
         with shown_errors():
-            return turns.stop(owner_of(request), session_id)
+            return await turns.stop(owner_of(request), session_id)
 
-    def settings_get(model: str = "") -> dict[str, Any]:
-        """Sampling and system-prompt defaults."""
+    async def branch_select(request: gr.Request, session_id: str, message_id: str) -> dict[str, Any]:
+        """Show the branch of a message (see its branches in session_get); returns the session."""
         with shown_errors():
-            return turns.settings()
+            return service.select_branch(owner_of(request), session_id, message_id)
 
-    def settings_set(values: dict[str, Any], model: str = "") -> dict[str, Any]:
+    async def queue_edit(request: gr.Request, session_id: str, turn_id: str, text: str) -> dict[str, Any]:
+        """Change a message that waits for its answer."""
+        with shown_errors():
+            turns.edit_queued(owner_of(request), session_id, turn_id, text)
+            return {"turn_id": turn_id}
+
+    async def queue_remove(request: gr.Request, session_id: str, turn_id: str) -> dict[str, Any]:
+        """Withdraw a message that waits for its answer."""
+        with shown_errors():
+            turns.withdraw(owner_of(request), session_id, turn_id)
+            return {"turn_id": turn_id}
+
+    async def queue_send(request: gr.Request, session_id: str) -> dict[str, Any]:
+        """Answer the messages that wait since the service was stopped."""
+        with shown_errors():
+            turn = turns.send_queued(owner_of(request), session_id)
+            return turn.status() if turn else {}
+
+    async def session_settings(
+        request: gr.Request, session_id: str, values: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Options of one session, after changing those given; null takes one back to the default."""
+        with shown_errors():
+            return turns.set_session_settings(owner_of(request), session_id, values or {})
+
+    async def settings_get(model: str = "") -> dict[str, Any]:
+        """Sampling and system-prompt defaults, of all models or of one."""
+        with shown_errors():
+            return turns.settings(model)
+
+    async def settings_set(values: dict[str, Any], model: str = "") -> dict[str, Any]:
         """Change sampling and system-prompt defaults; returns all of them."""
         with shown_errors():
-            return turns.set_settings(values)
+            return turns.set_settings(values, model)
 
-    made: dict[str, Callable[..., Any]] = {"chat": chat, "continue": resume, "stop": stop}
-    return {**made, "settings_get": settings_get, "settings_set": settings_set}
+    streams: dict[str, Callable[..., Any]] = {"chat": chat, "attach": attach, "continue": resume}
+    again: dict[str, Callable[..., Any]] = {"regenerate": regenerate, "edit": edit}
+    plain = (stop, branch_select, queue_edit, queue_remove, queue_send, session_settings, settings_get, settings_set)
+    return {**streams, **again, **{function.__name__: function for function in plain}}
 
 
 def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:

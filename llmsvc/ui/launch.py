@@ -1,5 +1,6 @@
 """Opens the port: the page, the routes beside it, and the service's life around them."""
 
+import asyncio
 import secrets
 import signal
 import socket
@@ -40,12 +41,15 @@ def launch(service: Service) -> None:
     demo = Page(service).build()
     logins = _logins(settings)
 
+    loops: list[asyncio.AbstractEventLoop] = []
+
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
+        loops.append(asyncio.get_running_loop())
         yield
-        await service.stop()
 
     demo.queue(default_concurrency_limit=None, max_size=256, api_open=False)
+    demo._queue.sleep_when_free = 0.02  # it polls: every millisecond, as it stands, costs a tenth of a core
     demo.launch(
         server_name=settings.host,
         server_port=settings.port,
@@ -79,6 +83,8 @@ def launch(service: Service) -> None:
     while not stopped.wait(60):
         service.tidy()
     print("\nStopping; running answers are kept.", flush=True)
+    # First the answers: a server that closes waits for its streams, and those wait for them.
+    asyncio.run_coroutine_threadsafe(service.stop(), loops[0]).result()
     demo.close(verbose=False)
 
 

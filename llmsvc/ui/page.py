@@ -1,45 +1,61 @@
-"""The page: sidebar, Chat, Models, Files and Settings. Handlers only call rooms below and say what changed."""
+"""What the page does: handlers that call the rooms below and say what changed on the screen."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from llmsvc.chat.sessions import NEW_TITLE
-from llmsvc.chat.turns import Turn, can_continue
-from llmsvc.errors import LlmsvcError, NotFound
+from llmsvc.chat.turn import can_continue
+from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound
 from llmsvc.service import Service
 from llmsvc.ui import chat, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
 from llmsvc.ui.identity import owner_of, shown_errors
+from llmsvc.ui.layout import KNOBS, Layout
+from llmsvc.ui.lean import LeanBlocks
+from llmsvc.ui.tabs import Tab, Tabs
 
-GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
-<p>Everything stays on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
+MOST_IMPORTED = 50_000_000
+"""Bytes of a chat that is brought from a file."""
 
 
 @dataclass
 class View:
-    """One value for each component that a chat handler may change; ``gr.skip()`` leaves it as it is."""
+    """One value for each component that a handler may change; ``gr.skip()`` leaves it as it is."""
 
-    current: Any = None
     saved: Any = None
     history: Any = None
+    recent: Any = None
     live: Any = None
     box: Any = None
     list: Any = None
     undo: Any = None
-    deleted: Any = None
     chip: Any = None
+    table: Any = None
     more: Any = None
+    earlier: Any = None
+    waiting: Any = None
+    editing: Any = None
+    go: Any = None
 
     def values(self) -> tuple[Any, ...]:
         found = (getattr(self, f.name) for f in fields(self))
         return tuple(gr.skip() if value is None else value for value in found)
 
+    def over(self, below: "View") -> "View":
+        """This view where it says something, the other one elsewhere."""
+        pairs = ((getattr(self, f.name), getattr(below, f.name)) for f in fields(self))
+        merged = (
+            {**b, **a} if isinstance(a, dict) and isinstance(b, dict) else b if a is None else a for a, b in pairs
+        )
+        return View(*merged)
 
-HIDDEN = {"value": [], "visible": "hidden"}
+
+Values = tuple[Any, ...]
 
 
 class Page:
@@ -47,266 +63,340 @@ class Page:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._views: dict[str, asyncio.Event] = {}
-        """By browser tab: set to end the stream that the tab watches, because a newer view replaces it."""
+        self._tabs = Tabs()
 
     def build(self) -> gr.Blocks:
-        with gr.Blocks(title="llmsvc", fill_width=True, analytics_enabled=False) as demo:
-            self._sidebar()
-            with gr.Tabs(elem_id="tabs"):
-                with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
-                    self._chat()
-                with gr.Tab("Models", id="models", elem_id="tab-models"):
-                    self._models()
-                with gr.Tab("Files", id="files", elem_id="tab-files"):
-                    gr.HTML(
-                        '<p class="empty">Talking about files is not built yet. Paste text into the chat for now.</p>'
-                    )
-                with gr.Tab("Settings", id="settings", elem_id="tab-settings"):
-                    self._settings()
-            self._wire(demo)
+        with LeanBlocks(title="llmsvc", fill_width=True, analytics_enabled=False) as demo:
+            self._wire(demo, Layout(self._service))
             add_endpoints(self._service)
         return demo
 
-    # Components
-
-    def _sidebar(self) -> None:
-        with gr.Sidebar(width=280, elem_id="sidebar"):
-            gr.HTML('<div class="brand"><svg viewBox="0 0 16 16"><path d="M8 1l7 7-7 7-7-7z"/></svg>llmsvc</div>')
-            self.new = gr.Button("+ New chat", elem_id="new-chat")
-            self.query = gr.Textbox(
-                placeholder="Search chats", show_label=False, container=False, elem_id="search", label="Search chats"
-            )
-            self.list = gr.HTML(elem_id="sessions", js_on_load=sidebar.JS, apply_default_css=False)
-            self.undo = gr.Button(visible=False, elem_id="undo")
-        self.current = gr.State("")
-        self.deleted = gr.State("")
-        self.saved = gr.BrowserState("", storage_key="llmsvc-session", secret="llmsvc")
-
-    def _chat(self) -> None:
-        self.chip = gr.HTML(elem_id="chip", apply_default_css=False)
-        look: dict[str, Any] = {
-            "show_label": False,
-            "container": False,
-            "height": "auto",
-            "buttons": ["copy"],
-            "sanitize_html": True,
-            "layout": "bubble",
-            "reasoning_tags": [("<think>", "</think>")],
-            "group_consecutive_messages": False,
-        }
-        with gr.Column(elem_id="scroll"):
-            self.history = gr.Chatbot(elem_id="history", placeholder=GREETING, label="Conversation", **look)
-            self.live = gr.Chatbot(elem_id="live", visible="hidden", label="Running answer", **look)
-            self.more = gr.Button("Continue", visible=False, size="sm", elem_id="continue")
-        self.box = gr.MultimodalTextbox(
-            placeholder="Message llmsvc…",
-            show_label=False,
-            container=False,
-            sources=[],
-            max_lines=8,
-            elem_id="composer",
-            label="Message",
-            autofocus=True,
-        )
-
-    def _models(self) -> None:
-        self.table = gr.HTML(elem_id="model-list", js_on_load=models.JS, apply_default_css=False)
-        with gr.Row(elem_id="load-row"):
-            self.choice = gr.Dropdown(
-                choices=[row["id"] for row in self._service.catalogue.list()],
-                value=self._service.default_model,
-                allow_custom_value=True,
-                label="Load a model",
-                info="One from the list, any Hugging Face id, or a folder with safetensors",
-                scale=4,
-            )
-            self.quantization = gr.Dropdown(
-                ["none", "int8", "nf4"], value="none", label="Quantization", info="bitsandbytes", scale=1
-            )
-        self.load = gr.Button("Load", variant="primary", elem_id="load-model")
-        self.seen = gr.State("")
-
-    def _settings(self) -> None:
-        values = self._service.turns.settings()
-        gr.HTML('<p class="hint">How answers are made, in every chat. Saved as you change them.</p>')
-        self.temperature = gr.Slider(
-            0, 2, values["temperature"], step=0.05, label="Temperature", info="0 always takes the likeliest token"
-        )
-        self.top_p = gr.Slider(0, 1, values["top_p"], step=0.01, label="Top-p", info="Share of the likeliest tokens")
-        self.top_k = gr.Slider(0, 200, values["top_k"], step=1, label="Top-k", info="0 is off")
-        self.max_tokens = gr.Slider(16, 8192, values["max_tokens"], step=16, label="Longest answer", info="In tokens")
-        self.system = gr.Textbox(
-            values["system"], lines=3, label="System prompt", info="Instructions before every conversation"
-        )
-
-    def _wire(self, demo: gr.Blocks) -> None:
-        outputs = [getattr(self, f.name) for f in fields(View)]
-        stream: dict[str, Any] = {
-            "outputs": outputs,
-            "show_progress": "hidden",
-            "trigger_mode": "multiple",
-            "api_visibility": "private",
-        }
-        quick = {**stream, "queue": False}
-        timer = gr.Timer(1.0)
-        demo.load(self.on_load, [self.saved], **stream)
-        self.box.submit(self.on_submit, [self.box, self.current], **stream)
-        self.more.click(self.on_continue, [self.current], **stream)
-        self.box.stop(self.on_stop, [self.current], **quick)
-        self.new.click(self.on_new, [self.query], **quick)
-        self.list.select(self.on_list, [self.current, self.query], **stream)
-        self.query.change(self.on_search, [self.query, self.current], **quick)
-        self.undo.click(self.on_undo, [self.deleted, self.query], **stream)
-        self.table.select(self.on_model, [self.current], **quick)
-        private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        self.load.click(self.on_load_model, [self.choice, self.quantization], None, **private)
-        timer.tick(
-            self.on_tick,
-            [self.current, self.query, self.seen],
-            [self.chip, self.table, self.list, self.seen],
+    def _wire(self, demo: gr.Blocks, on: Layout) -> None:
+        private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
+        view: dict[str, Any] = {**private, "outputs": [getattr(on, f.name) for f in fields(View)]}
+        quick: dict[str, Any] = {**view, "queue": False}
+        # The address names the chat, so that each tab reloads its own, and a link opens one.
+        demo.load(self.on_load, [on.saved], js="(saved) => [window.llmsvcStart || saved]", **quick)
+        on.saved.change(
+            None,
+            [on.saved],
+            None,
+            js="(id) => { history.replaceState(null, '', id ? '#' + id : location.pathname + location.search) }",
             **private,
         )
-        knobs = [self.temperature, self.top_p, self.top_k, self.max_tokens, self.system]
-        demo.load(self.on_settings_shown, None, knobs, **private)
-        for knob in knobs:
-            changed = knob.input if isinstance(knob, gr.Textbox) else knob.release
-            changed(self.on_settings, knobs, None, **private)
-            knob.blur(self.on_settings, knobs, None, **private) if isinstance(knob, gr.Textbox) else None
+        # Those that may have a note to show go through the queue: Gradio shows notes of no others.
+        on.box.submit(self.on_submit, [on.box], **view)
+        on.more.click(self.on_continue, None, **view)
+        on.waiting.select(self.on_action, None, **view)
+        on.list.select(self.on_list, [on.query], **quick)
+        on.undo.click(self.on_undo, None, **quick)
+        on.bring.upload(self.on_import, [on.bring], **quick)
+        on.box.stop(self.on_stop, None, **quick)
+        on.new.click(self.on_new, [on.query], **quick)
+        on.earlier.click(self.on_earlier, None, **quick)
+        on.query.change(self.on_search, [on.query], **quick)
+        on.table.select(self.on_model, None, **quick)
+        on.load.click(self.on_load_model, [on.choice, on.quantization], None, **private)
+        # The running answer comes to the browser as server-sent events: Gradio's own stream costs ten times as much,
+        # and an answer must survive a cut of it.
+        on.go.change(None, [on.go], None, js="(go) => { window.llmsvcWatch(go) }", **private)
+        on.pipe.select(None, None, [on.live], js="() => window.llmsvcLive()", **private)
+        gr.Timer(1.0).tick(
+            self.on_tick, [on.saved], [on.news], queue=False, show_progress="hidden", api_visibility="private"
+        )
+        on.news.change(self.on_news, [on.query], **quick)
+        own, defaults = ([knobs[name] for name in KNOBS] for knobs in (on.own, on.defaults))
+        demo.load(self.on_defaults_shown, None, defaults, **private)
+        on.saved.change(self.on_own_shown, [on.saved], [*own, on.links], **private)
+        on.reset.click(self.on_reset, None, own, **private)
+        for name in KNOBS:
+            for knob, save in ((on.defaults[name], self._default_saver(name)), (on.own[name], self._own_saver(name))):
+                changed = [knob.blur, knob.submit] if isinstance(knob, gr.Textbox) else [knob.release]
+                gr.on(changed, save, [knob], None, **private)
 
-    # Chat handlers: each yields views; the last of a stream is empty, since Gradio sends the last one twice
+    # What changes by itself
 
-    async def on_load(self, saved: str, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
-        """Open the chat that this browser had open."""
-        async for view in self._show(saved or "", request):
-            yield view
+    async def on_tick(self, saved: str, request: gr.Request) -> str:
+        """Once a second: a word that changes when there is news."""
+        owner, service = owner_of(request), self._service
+        tab = self._tabs.of(request, lambda: self._here(owner, str(saved or "")))
+        state = (
+            service.sessions.revision,
+            service.pool.state(),
+            *sorted(service.turns.running_sessions()),
+        )
+        if state != tab.seen:
+            tab.seen, tab.count = state, tab.count + 1
+        return f"{tab.count}"
 
-    async def on_submit(
-        self, value: dict[str, Any], session_id: str, request: gr.Request
-    ) -> AsyncIterator[tuple[Any, ...]]:
-        """Send the message, in a new session if none is open, and watch the answer."""
-        owner, text = owner_of(request), value.get("text") or ""
+    async def on_news(self, query: str, request: gr.Request) -> Values:
+        """What changed without this tab."""
+        owner, service, tab = owner_of(request), self._service, self._tabs.of(request)
+        here = self._here(owner, tab.session_id)
+        rows = service.pool.list()
+        model = service.sessions.row(owner, here)["model"] if here else service.default_model
+        listed = await asyncio.to_thread(self._list, owner, tab, query)
+        news = View(chip=models.chip(model, rows), table=models.model_table(rows, model), list=listed)
+        if tab.session_id and self._is_old(owner, tab):
+            return news.over(self._opened(owner, tab)).values()
+        if here:
+            news.waiting = self._waiting(service.sessions.window(owner, here, 1))
+        return news.values()
+
+    # Commands: each does one thing, and says what is on the screen then
+
+    async def on_load(self, saved: str, request: gr.Request) -> Values:
+        """Open the chat that the address names, or that this browser had open."""
+        return self._show(str(saved or ""), request).values()
+
+    async def on_submit(self, value: dict[str, Any], request: gr.Request) -> Values:
+        """Send the message, or the changed one."""
+        owner, tab, text = owner_of(request), self._tabs.of(request), value.get("text") or ""
+        turns = self._service.turns
+        if not text.strip():
+            return View().values()
+        kind, id_ = tab.editing
         with shown_errors():
-            if not text.strip():
-                yield View().values()
-                return
-            session_id = self._here(owner, session_id) or self._service.sessions.create(owner)["id"]
-            turn = self._service.turns.start(owner, session_id, text)
-        async for view in self._watch(owner, session_id, turn, request, sent=True):
-            yield view
+            session_id = self._here(owner, tab.session_id)
+            try:
+                if not session_id:
+                    session_id = self._new_session(owner, tab)
+                if kind == "queued":
+                    turns.edit_queued(owner, session_id, id_, text)
+                elif kind == "message":
+                    turns.edit(owner, session_id, id_, text, version=tab.version)
+                else:
+                    turns.start(owner, session_id, text, version=tab.version)
+            except Conflict as error:  # this tab is out of date: show what is there, keep the text in the box
+                gr.Warning(str(error))
+                return self._show(session_id, request).values()
+        tab.editing = ("", "")
+        sent = View(box=gr.update(value={"text": "", "files": []}), editing="", undo=gr.update(visible=False))
+        return sent.over(self._show(session_id, request)).values()
 
-    async def on_continue(self, session_id: str, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
-        """Go on with an answer that was cut, and watch it."""
-        owner = owner_of(request)
-        with shown_errors():
-            turn = self._service.turns.resume(owner, session_id)
-        async for view in self._watch(owner, session_id, turn, request):
-            yield view
+    async def on_continue(self, request: gr.Request) -> Values:
+        """Go on with an answer that was cut."""
+        tab = self._tabs.of(request)
+        with _noted():
+            self._service.turns.resume(owner_of(request), tab.session_id, version=tab.version)
+        return self._show(tab.session_id, request).values()
 
-    async def on_stop(self, session_id: str, request: gr.Request) -> tuple[Any, ...]:
-        try:
-            self._service.turns.stop(owner_of(request), session_id)
-        except NotFound:
-            return View(box=_box(running=False)).values()  # it ended by itself meanwhile
-        return View().values()
+    async def on_action(self, event: gr.EventData, request: gr.Request) -> Values:
+        """A button of a message, of one that waits, or a key."""
+        owner, tab, turns = owner_of(request), self._tabs.of(request), self._service.turns
+        action, id_, session_id = str(event.action), str(event.id), tab.session_id
+        if action in ("edit", "edit-last", "edit-queued", "cancel"):
+            with shown_errors():
+                return self._edit(owner, tab, action, id_).values()
+        with _noted():
+            if action == "again":
+                turns.regenerate(owner, session_id, id_, version=tab.version)
+            elif action == "go":
+                self._service.select_branch(owner, session_id, id_, tab.version)
+            elif action == "withdraw":
+                turns.withdraw(owner, session_id, id_)
+            elif action == "send":
+                turns.send_queued(owner, session_id)
+            # What is left is "done": the answer that was watched has ended.
+        return self._show(session_id, request).values()
 
-    async def on_new(self, query: str, request: gr.Request) -> tuple[Any, ...]:
-        self._supersede(request)
-        return self._blank(owner_of(request), query).values()
-
-    async def on_search(self, query: str, session_id: str, request: gr.Request) -> tuple[Any, ...]:
-        listed = await asyncio.to_thread(self._list, owner_of(request), session_id, query)
-        return View(list=listed).values()
-
-    async def on_list(
-        self, session_id: str, query: str, event: gr.EventData, request: gr.Request
-    ) -> AsyncIterator[tuple[Any, ...]]:
+    async def on_list(self, query: str, event: gr.EventData, request: gr.Request) -> Values:
         """Open, rename or delete the chosen chat."""
-        owner, chosen, action = owner_of(request), str(event.id), str(event.action)
+        owner, tab = owner_of(request), self._tabs.of(request)
+        chosen, action = str(event.id), str(event.action)
         with shown_errors():
             if action == "open":
-                async for view in self._show(chosen, request):
-                    yield view
-            elif action == "rename":
+                return self._show(chosen, request).values()
+            if action == "rename":
                 self._service.sessions.rename(owner, chosen, str(event.title))
-                yield View(list=self._list(owner, session_id, query)).values()
-            elif action == "delete":
-                title = self._service.sessions.row(owner, chosen)["title"]
-                self._service.delete_session(owner, chosen)
-                if chosen == session_id:
-                    self._supersede(request)
-                view_ = self._blank(owner, query) if chosen == session_id else View()
-                view_.list = self._list(owner, "" if chosen == session_id else session_id, query)
-                view_.undo = gr.update(value=f"Undo: delete “{title[:30]}”", visible=True)
-                view_.deleted = chosen
-                yield view_.values()
+                return View(list=self._list(owner, tab, query)).values()
+            title = self._service.sessions.row(owner, chosen)["title"]
+            self._service.delete_session(owner, chosen)
+        tab.deleted = chosen
+        undo = View(undo=gr.update(value=f"Undo: delete “{title[:30]}”", visible=True))
+        if chosen == tab.session_id:
+            return undo.over(self._blank(owner, tab, query)).values()
+        undo.list = self._list(owner, tab, query)
+        return undo.values()
 
-    async def on_undo(self, deleted: str, query: str, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
+    async def on_undo(self, request: gr.Request) -> Values:
+        tab = self._tabs.of(request)
         with shown_errors():
-            self._service.sessions.restore(owner_of(request), deleted)
-        async for view in self._show(deleted, request):
-            yield view
+            self._service.sessions.restore(owner_of(request), tab.deleted)
+        return View(undo=gr.update(visible=False)).over(self._show(tab.deleted, request)).values()
 
-    async def _show(self, session_id: str, request: gr.Request) -> AsyncIterator[tuple[Any, ...]]:
-        owner = owner_of(request)
+    async def on_import(self, path: str, request: gr.Request) -> Values:
+        """Bring a chat from an exported file, and open it."""
+        with shown_errors():
+            created = await asyncio.to_thread(self._import, owner_of(request), Path(path))
+        return self._show(created["id"], request).values()
+
+    async def on_model(self, event: gr.EventData, request: gr.Request) -> Values:
+        """Use a model in this chat, or unload it."""
+        owner, tab, model_id = owner_of(request), self._tabs.of(request), str(event.id)
+        with shown_errors():
+            if event.action == "unload":
+                await asyncio.to_thread(self._service.pool.unload, model_id)
+                return View().values()
+            session_id = self._here(owner, tab.session_id) or self._new_session(owner, tab)
+            self._service.sessions.set_model(owner, session_id, model_id)
+        rows = self._service.pool.list()
+        return View(table=models.model_table(rows, model_id)).over(self._show(session_id, request)).values()
+
+    async def on_stop(self, request: gr.Request) -> Values:
+        try:
+            await self._service.turns.stop(owner_of(request), self._tabs.of(request).session_id)
+        except NotFound:  # it ended by itself meanwhile
+            return View(box=_box(running=False)).values()
+        return View().values()
+
+    async def on_new(self, query: str, request: gr.Request) -> Values:
+        return self._blank(owner_of(request), self._tabs.of(request), query).values()
+
+    async def on_earlier(self, request: gr.Request) -> Values:
+        tab = self._tabs.of(request)
+        tab.limit += chat.WINDOW
+        tab.mounted = ()
+        whole = self._opened(owner_of(request), tab)
+        return View(history=whole.history, recent=whole.recent, earlier=whole.earlier).values()
+
+    async def on_search(self, query: str, request: gr.Request) -> Values:
+        owner, tab = owner_of(request), self._tabs.of(request)
+        return View(list=await asyncio.to_thread(self._list, owner, tab, query)).values()
+
+    async def on_load_model(self, model_id: str, quantization: str) -> None:
+        with shown_errors():
+            self._service.pool.request((model_id or "").strip(), quantization)
+
+    # Settings: of all chats, and of the one that is open
+
+    async def on_defaults_shown(self) -> tuple[Any, ...]:
+        return _knob_values(self._service.turns.settings())
+
+    async def on_own_shown(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
+        owner, turns = owner_of(request), self._service.turns
+        here = self._here(owner, str(saved or ""))
+        values = turns.session_settings(owner, here) if here else turns.settings()
+        return *_knob_values(values), _links(here)
+
+    async def on_reset(self, request: gr.Request) -> tuple[Any, ...]:
+        owner, tab, turns = owner_of(request), self._tabs.of(request), self._service.turns
+        tab.settings = {}
+        if here := self._here(owner, tab.session_id):
+            return _knob_values(turns.set_session_settings(owner, here, dict.fromkeys(KNOBS)))
+        return _knob_values(turns.settings())
+
+    def _default_saver(self, name: str) -> Callable[..., Any]:
+        async def save(value: Any) -> None:
+            with shown_errors():
+                self._service.turns.set_settings({name: _typed_in(name, value)})
+
+        return save
+
+    def _own_saver(self, name: str) -> Callable[..., Any]:
+        async def save(value: Any, request: gr.Request) -> None:
+            owner, tab, turns = owner_of(request), self._tabs.of(request), self._service.turns
+            with shown_errors():
+                change = {name: _typed_in(name, value)}
+                if here := self._here(owner, tab.session_id):
+                    if turns.session_settings(owner, here)[name] != change[name]:
+                        turns.set_session_settings(owner, here, change)
+                elif turns.settings()[name] != change[name]:
+                    tab.settings |= change  # kept until the first message makes the chat
+
+        return save
+
+    # What is on the screen
+
+    def _show(self, session_id: str, request: gr.Request) -> View:
+        """Open a session in this tab, as a whole if it showed another one."""
+        owner, tab = owner_of(request), self._tabs.of(request)
         session_id = self._here(owner, session_id)
         if not session_id:
-            self._supersede(request)
-            yield self._blank(owner, "").values()
-            return
-        turn = self._service.turns.active(session_id)
-        async for view in self._watch(owner, session_id, turn, request):
-            yield view
+            return self._blank(owner, tab, "")
+        tab.open(session_id)
+        return self._opened(owner, tab)
 
-    async def _watch(
-        self, owner: str, session_id: str, turn: Turn | None, request: gr.Request, sent: bool = False
-    ) -> AsyncIterator[tuple[Any, ...]]:
-        """The one streaming loop of the page: the history once, then only the running answer."""
-        until = self._supersede(request)
-        view = self._opened(owner, session_id, turn)
-        if sent:
-            view.box = _box(running=True, value={"text": "", "files": []})
-        yield view.values()
-        if turn is None:
-            return
-        async for text, status in self._service.turns.attach(turn, until=until):
-            yield View(live=gr.update(value=chat.live(text, status), visible=True)).values()
-        if not until.is_set():
-            yield self._opened(owner, session_id, None).values()
-        yield View().values()
-
-    def _opened(self, owner: str, session_id: str, turn: Turn | None) -> View:
+    def _opened(self, owner: str, tab: Tab) -> View:
         try:
-            session = self._service.sessions.get(owner, session_id)
+            session = self._service.sessions.window(owner, tab.session_id, tab.limit)
         except NotFound:  # deleted while it was watched
-            return self._blank(owner, "")
+            return self._blank(owner, tab, "")
+        messages, turn = session["messages"], self._service.turns.active(tab.session_id)
+        tab.version = session["version"]
+        tab.last_asked = next((m["id"] for m in reversed(messages) if m["role"] == "user"), "")
+        tab.turn = turn.id if turn else ""
+        history, recent = self._parts(tab, messages, turn.message_id if turn else "")
         return View(
-            current=session_id,
-            saved=session_id,
-            history=chat.window(session["messages"], turn.message_id if turn else ""),
-            live=gr.update(**HIDDEN) if turn is None else gr.update(value=chat.live("", turn.status()), visible=True),
+            saved=tab.session_id,
+            history=history,
+            recent=recent,
+            live=[] if turn is None else None,
             box=_box(running=turn is not None),
-            list=self._list(owner, session_id, ""),
-            undo=gr.update(visible=False) if turn else None,
-            more=gr.update(visible=turn is None and can_continue(session["messages"])),
+            list=self._list(owner, tab, ""),
+            more=gr.update(visible=turn is None and bool(messages) and can_continue(messages[-1])),
+            earlier=gr.update(visible=bool(messages) and messages[0]["depth"] > 1),
+            waiting=self._waiting(session),
+            editing=chat.editing(tab.editing[0]),
             chip=models.chip(session["model"], self._service.pool.list()),
+            go=f"{tab.session_id} {turn.id}" if turn else "",
         )
 
-    def _blank(self, owner: str, query: str) -> View:
+    def _parts(self, tab: Tab, messages: list[dict[str, Any]], running: str) -> tuple[Any, Any]:
+        """What stands in the long part of the conversation, which is sent rarely, and in the short one after it."""
+        messages = [m for m in messages if m["id"] != running]
+        ids = [m["id"] for m in messages]
+        at = ids.index(tab.mounted[-1]) + 1 if tab.mounted and tab.mounted[-1] in ids else 0
+        if at and tab.mounted[-at:] == tuple(ids[:at]) and len(ids) - at <= chat.RECENT:
+            return None, chat.window(messages[at:])
+        tab.mounted = tuple(ids)
+        return chat.window(messages), []
+
+    def _blank(self, owner: str, tab: Tab, query: str) -> View:
+        """A chat that is still to begin."""
+        tab.open("")
+        tab.version, tab.last_asked, tab.turn = 0, "", ""
         return View(
-            current="",
             saved="",
             history=[],
-            live=gr.update(**HIDDEN),
+            recent=[],
+            live=[],
+            go="",
             box=_box(running=False),
-            list=self._list(owner, "", query),
+            list=self._list(owner, tab, query),
             more=gr.update(visible=False),
+            earlier=gr.update(visible=False),
+            waiting="",
+            editing="",
             chip=models.chip(self._service.default_model, self._service.pool.list()),
         )
 
-    def _list(self, owner: str, session_id: str, query: str) -> str:
+    def _edit(self, owner: str, tab: Tab, action: str, id_: str) -> View:
+        """Put a message into the composer, or take it out again. Raises NotFound."""
+        text, kind = "", ""
+        if action == "edit-queued":
+            text, kind = self._service.turns.queued(owner, tab.session_id, id_)["content"], "queued"
+        elif action != "cancel":
+            id_ = id_ or tab.last_asked
+            if not id_:
+                return View()
+            text, kind = self._service.sessions.message(owner, tab.session_id, id_)["content"], "message"
+        tab.editing = (kind, id_ if kind else "")
+        return View(box=gr.update(value={"text": text, "files": []}), editing=chat.editing(kind))
+
+    def _list(self, owner: str, tab: Tab, query: str) -> str:
         rows = self._service.sessions.list(owner, query, sidebar.MOST)
-        return sidebar.session_list(rows, session_id, self._service.turns.running_sessions(), query)
+        return sidebar.session_list(rows, tab.session_id, self._service.turns.running_sessions(), query)
+
+    def _waiting(self, session: dict[str, Any]) -> str:
+        return chat.waiting(session["queued"], self._service.turns.active(session["id"]) is not None)
+
+    def _is_old(self, owner: str, tab: Tab) -> bool:
+        """Whether the chat is not any more what this tab shows."""
+        if not self._here(owner, tab.session_id):
+            return True
+        turn = self._service.turns.active(tab.session_id)
+        return tab.turn != (turn.id if turn else "") or self._service.sessions.version(tab.session_id) != tab.version
 
     def _here(self, owner: str, session_id: str) -> str:
         """The id, or nothing when there is no such session for this owner any more."""
@@ -315,60 +405,59 @@ class Page:
         except LlmsvcError:
             return ""
 
-    def _supersede(self, request: gr.Request) -> asyncio.Event:
-        """End what this tab watches; return the event that ends its successor."""
-        tab = str(request.session_hash)
-        if before := self._views.get(tab):
-            before.set()
-        self._views[tab] = asyncio.Event()
-        return self._views[tab]
+    def _new_session(self, owner: str, tab: Tab) -> str:
+        session_id = str(self._service.sessions.create(owner)["id"])
+        if tab.settings:
+            self._service.turns.set_session_settings(owner, session_id, tab.settings)
+        tab.version = 0
+        return session_id
 
-    def forget_tab(self, request: gr.Request) -> None:
-        if before := self._views.pop(str(request.session_hash), None):
-            before.set()
-
-    # Models and settings
-
-    async def on_tick(self, session_id: str, query: str, seen: str, request: gr.Request) -> tuple[Any, ...]:
-        """Once a second: what changed by itself. Nothing is sent when nothing did."""
-        owner = owner_of(request)
-        rows = self._service.pool.list()
-        here = self._here(owner, session_id)
-        model = self._service.sessions.row(owner, here)["model"] if here else self._service.default_model
-        chip_, table = models.chip(model, rows), models.model_table(rows, model)
-        running = ",".join(sorted(self._service.turns.running_sessions()))
-        now = f"{chip_}{table}{running}"
-        if now == seen:
-            return (gr.skip(),) * 4
-        return chip_, table, await asyncio.to_thread(self._list, owner, session_id, query), now
-
-    async def on_load_model(self, model_id: str, quantization: str) -> None:
-        with shown_errors():
-            self._service.pool.request((model_id or "").strip(), quantization)
-
-    async def on_model(self, session_id: str, event: gr.EventData, request: gr.Request) -> tuple[Any, ...]:
-        owner, model_id = owner_of(request), str(event.id)
-        with shown_errors():
-            if event.action == "unload":
-                await asyncio.to_thread(self._service.pool.unload, model_id)
-                return View().values()
-            session_id = self._here(owner, session_id) or self._service.sessions.create(owner, NEW_TITLE)["id"]
-            self._service.sessions.set_model(owner, session_id, model_id)
-        return self._opened(owner, session_id, self._service.turns.active(session_id)).values()
-
-    def on_settings(self, *values: Any) -> None:
-        names = ("temperature", "top_p", "top_k", "max_tokens", "system")
-        with shown_errors():
-            self._service.turns.set_settings(dict(zip(names, values, strict=True)))
-
-    def on_settings_shown(self) -> tuple[Any, ...]:
-        values = self._service.turns.settings()
-        return tuple(values[n] for n in ("temperature", "top_p", "top_k", "max_tokens", "system"))
+    def _import(self, owner: str, path: Path) -> dict[str, Any]:
+        if path.stat().st_size > MOST_IMPORTED:
+            raise BadRequest(f"This file is larger than {models.size(MOST_IMPORTED)}, more than any chat.")
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise BadRequest("This file is no text in UTF-8. Choose one that was exported here.") from None
+        finally:
+            path.unlink(missing_ok=True)  # the upload folder can be read by whoever knows its address
+        return self._service.sessions.import_(owner, text)
 
 
-def _box(running: bool, value: dict[str, Any] | None = None) -> Any:
-    """The composer: a stop button while an answer runs, a send button otherwise."""
-    changes: dict[str, Any] = {"stop_btn": running, "submit_btn": not running}
-    if value is not None:
-        changes["value"] = value
-    return gr.update(**changes)
+@contextmanager
+def _noted() -> Iterator[None]:
+    """Our errors become a note on the page, which goes on to show the newest state."""
+    try:
+        yield
+    except LlmsvcError as error:
+        gr.Warning(str(error))
+
+
+def _box(running: bool) -> Any:
+    """The composer: with a stop button while an answer runs. It can send meanwhile: the message waits."""
+    return gr.update(stop_btn=running)
+
+
+def _links(session_id: str) -> str:
+    """Downloads of the open chat."""
+    if not session_id:
+        return ""
+    where = f"v1/sessions/{session_id}/export?format="
+    return (
+        f'<p class="links">Export: <a href="{where}json" download>JSON</a> '
+        f'<a href="{where}markdown" download>Markdown</a></p>'
+    )
+
+
+def _knob_values(values: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple("" if values[name] is None else values[name] for name in KNOBS)
+
+
+def _typed_in(name: str, value: Any) -> Any:
+    """A seed is typed as text, and empty is none."""
+    if name != "seed":
+        return value
+    text = str(value or "").strip()
+    if text and not text.isdecimal():
+        raise BadRequest("A seed is a whole number from 0, or empty.")
+    return int(text) if text else None

@@ -209,8 +209,16 @@ def test_the_api_lists_the_contract(client) -> None:
     sessions = {f"/session_{n}" for n in ("create", "list", "get", "rename", "delete", "restore", "export", "import")}
     assert named == sessions | {
         "/chat",
+        "/attach",
         "/continue",
+        "/regenerate",
+        "/edit",
+        "/branch_select",
         "/stop",
+        "/queue_edit",
+        "/queue_remove",
+        "/queue_send",
+        "/session_settings",
         "/settings_get",
         "/settings_set",
         "/model_catalog",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from tinydb import TinyDB
 
 from llmsvc.chat import sessions as sessions_module
-from llmsvc.chat.sessions import Sessions, message
+from llmsvc.chat.sessions import Sessions
+from llmsvc.chat.transfer import message, tree
 from llmsvc.errors import BadRequest, LlmsvcError, NotFound, StorageError
 from llmsvc.store.database import Database
 from llmsvc.store.rows import Rows
@@ -33,7 +35,7 @@ def some_chats(folder: Path, count: int = 3) -> list[str]:
         sessions = Sessions(database, "a/b")
         made = [sessions.create("local", f"Chat {n}")["id"] for n in range(count)]
         for number, id_ in enumerate(made):
-            database.add_messages(id_, [message("user", f"Hello {number}", "t"), message("assistant", "Hi", "t")])
+            database.add_messages(id_, tree([message("user", f"Hello {number}", "t"), message("assistant", "Hi", "t")]))
     return made
 
 
@@ -122,14 +124,39 @@ def test_a_directory_of_the_first_version_is_brought_over_with_a_backup(tmp_path
         index.table("settings").insert({"key": "sampling", "values": {"temperature": 1}})
     (tmp_path / "sessions" / "ab").mkdir(parents=True)
     with TinyDB(tmp_path / "sessions" / "ab" / f"{id_}.json") as session:
-        session.table("messages").insert(message("user", "Hello", "t"))
+        session.table("messages").insert_multiple([flat("user", "Hello"), flat("assistant", "Hi")])
     old = {path.name: path.read_bytes() for path in tmp_path.rglob("*.json")}
     for _ in range(2):
         with closing(Database(tmp_path)) as database:
-            assert Sessions(database, "a/b").get("local", id_)["messages"][0]["content"] == "Hello"
+            found = Sessions(database, "a/b").get("local", id_)
+            assert [m["content"] for m in found["messages"]] == ["Hello", "Hi"]
+            assert found["settings"] == {}
             assert database.setting("sampling") == {"temperature": 1}
     kept = (tmp_path / "backups" / "version-0").rglob("*.json")
     assert {path.name: path.read_bytes() for path in kept} == old
+
+
+def test_a_chat_of_version_1_whose_process_was_killed_is_brought_over(tmp_path: Path) -> None:
+    """Its messages and the version itself may be in journals only."""
+    database = Database(tmp_path)
+    id_ = Sessions(database, "a/b").create("local")["id"]
+    database.add_messages(id_, [flat("user", "Hello"), flat("assistant", "Hi"), flat("user", "More")])
+    database.index("meta").put({"id": "version", "version": 1})
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path, killed, ignore=shutil.ignore_patterns("killed", ".lock"))
+    database.close()
+    with closing(Database(killed)) as database:
+        found = Sessions(database, "a/b").get("local", id_)["messages"]
+        assert [m["content"] for m in found] == ["Hello", "Hi", "More"]
+        assert found[0]["parent"] == ""
+        assert [m["parent"] for m in found[1:]] == [m["id"] for m in found[:2]]
+    assert (killed / "backups" / "version-1" / "sessions" / id_[:2]).exists()
+
+
+def flat(role: str, text: str) -> dict[str, object]:
+    """A message as it was before there were branches."""
+    row = message(role, text, "t")
+    return {name: value for name, value in row.items() if name not in ("parent", "depth", "chosen", "options")}
 
 
 def test_a_directory_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:

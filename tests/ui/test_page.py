@@ -1,16 +1,20 @@
 """The page in a real browser, with the real model."""
 
+import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from gradio_client import Client
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Route, expect, sync_playwright
 
 SHOTS = Path(__file__).resolve().parents[1] / "screenshots"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PARIS = "The capital of France is Paris."
+LONG = "Write a very long story about a lighthouse, with many chapters."
+WORDS = re.compile(r"\w+ \w+ \w+")
 
 
 @pytest.fixture(scope="module")
@@ -45,28 +49,42 @@ def open_page(page: Page, url: str) -> None:
 def send(page: Page, text: str) -> None:
     page.fill("#composer textarea", text)
     page.keyboard.press("Enter")
+    expect(page.locator("#composer textarea")).to_have_value("" if text.strip() else text)  # the server took it
 
 
 def answered(page: Page) -> None:
     expect(page.locator("#composer .stop-button")).to_have_count(0, timeout=60_000)
-    expect(page.locator("#history .usage").last).to_contain_text("tok/s")
+    expect(page.locator("#scroll .usage").last).to_contain_text("tok/s")
+
+
+def texts(page: Page) -> list[str]:
+    """What stands in the messages, without what is said about them."""
+    found = page.wait_for_function(  # a message is drawn a moment after its place
+        """() => {
+          const rows = [...document.querySelectorAll("#history .message-content, #recent .message-content")];
+          const shown = rows.map((row) => [...row.querySelectorAll("p")]
+            .filter((p) => !p.querySelector("sub.usage")).map((p) => p.innerText).join(" "));
+          return shown.every(Boolean) && shown;
+        }"""
+    )
+    return list(found.json_value())
 
 
 def test_ask_reload_rename_delete_undo(page: Page, app) -> None:
     page.click("#new-chat")
     send(page, "What is the capital of France?")
     answered(page)
-    expect(page.locator("#history")).to_contain_text(PARIS)
-    expect(page.locator("#history .usage")).to_contain_text(re.compile(r"\d+ tokens · [\d.]+ tok/s"))
+    expect(page.locator("#scroll")).to_contain_text(PARIS)
+    expect(page.locator("#scroll .usage").last).to_contain_text(re.compile(r"\d+ tokens · [\d.]+ tok/s"))
     current = page.locator("#sessions .current")
-    expect(current).to_contain_text("What is the capital")
+    expect(current).to_contain_text("capital")  # the question, until the model made a title
     send(page, "What is it known for?")
     answered(page)
     page.screenshot(path=SHOTS / "desktop.png")
 
     page.reload()
-    expect(page.locator("#history")).to_contain_text(PARIS)
-    expect(current).to_contain_text("What is the capital")
+    expect(page.locator("#scroll")).to_contain_text(PARIS)
+    expect(current).to_contain_text("capital")  # the question, until the model made a title
 
     current.hover()
     current.locator("[data-act=rename]").click()
@@ -77,9 +95,9 @@ def test_ask_reload_rename_delete_undo(page: Page, app) -> None:
     current.hover()
     current.locator("[data-act=delete]").click()
     expect(page.locator("#undo")).to_contain_text("Undo: delete “Paris”")
-    expect(page.locator("#history")).not_to_contain_text(PARIS)
+    expect(page.locator("#scroll")).not_to_contain_text(PARIS)
     page.click("#undo")
-    expect(page.locator("#history")).to_contain_text(PARIS)
+    expect(page.locator("#scroll")).to_contain_text(PARIS)
     expect(current.locator(".name")).to_have_text("Paris")
 
 
@@ -95,8 +113,8 @@ def test_tokens_arrive_before_the_answer_is_complete(page: Page) -> None:
     )
     page.click("#composer .stop-button")
     answered(page)
-    expect(page.locator("#history .usage").last).to_contain_text("stopped")
-    before = page.locator("#history .message").last.inner_text().splitlines()[0]
+    expect(page.locator("#scroll .usage").last).to_contain_text("stopped")
+    before = page.locator("#recent .message, #history .message").last.inner_text().splitlines()[0]
     page.screenshot(path=SHOTS / "stopped.png")
     page.get_by_role("button", name="Continue").click()
     expect(page.locator("#composer .stop-button")).to_be_visible()
@@ -104,7 +122,7 @@ def test_tokens_arrive_before_the_answer_is_complete(page: Page) -> None:
     expect(page.locator("#live")).to_contain_text(before)
     page.click("#composer .stop-button")
     expect(page.locator("#composer .stop-button")).to_have_count(0, timeout=60_000)
-    expect(page.locator("#history .message").last).to_contain_text(before)
+    expect(page.locator("#scroll .message").last).to_contain_text(before)
 
 
 def test_an_answer_goes_on_through_reload_and_switch(page: Page) -> None:
@@ -120,7 +138,203 @@ def test_an_answer_goes_on_through_reload_and_switch(page: Page) -> None:
     expect(page.locator("#composer .stop-button")).to_be_visible()
     page.keyboard.press("Escape")
     answered(page)
-    expect(page.locator("#history .usage").last).to_contain_text("stopped")
+    expect(page.locator("#scroll .usage").last).to_contain_text("stopped")
+
+
+def test_two_tabs_show_the_same(page: Page, browser: Browser, app) -> None:
+    page.click("#new-chat")
+    send(page, LONG)
+    expect(page.locator("#live")).to_contain_text(WORDS, timeout=60_000)
+    other = browser.new_page()
+    open_page(other, page.url)
+    expect(other.locator("#live")).to_contain_text(WORDS)
+    expect(other.locator("#composer .stop-button")).to_be_visible()
+    other.click("#composer .stop-button")
+    for tab in (page, other):
+        answered(tab)
+        expect(tab.locator("#scroll .usage").last).to_contain_text("stopped")
+    assert texts(page) == texts(other)
+    # What one tab sends is soon seen in the other, which did not ask for it.
+    send(other, "What is the capital of France?")
+    answered(other)
+    expect(page.locator("#scroll .message.user")).to_have_count(2)
+    expect(page.locator("#scroll .message.bot")).to_have_count(2)
+    other.close()
+
+
+def test_a_tab_that_is_out_of_date_changes_nothing(page: Page, app) -> None:
+    page.click("#new-chat")
+    send(page, "What is the capital of France?")
+    answered(page)
+    session = page.url.split("#")[1]
+    held: list[Route] = []
+    page.route("**/run/predict", lambda route: held.append(route))  # the tab hears of nothing
+    Client(app.url, verbose=False).predict(session, "Name a colour.", max_tokens=8, api_name="/chat")
+    page.fill("#composer textarea", "What is it known for?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".toast-body")).to_contain_text("went on elsewhere")
+    expect(page.locator("#scroll")).to_contain_text("Name a colour.")
+    expect(page.locator("#composer textarea")).to_have_value("What is it known for?")
+    page.unroute("**/run/predict")
+    for route in held:
+        with suppress(Error):  # the browser gave it up
+            route.continue_()
+    page.locator("#composer textarea").press("Enter")
+    answered(page)
+    assert texts(page)[::2] == [
+        "What is the capital of France?",
+        "Name a colour.",
+        "What is it known for?",
+    ]
+
+
+def test_three_running_chats_stay_apart(page: Page) -> None:
+    animals = ("bear", "whale", "crow")
+    for animal in animals:
+        page.click("#new-chat")
+        expect(page.locator("#history .greeting")).to_be_visible()
+        send(page, f"Write a very long story about a {animal}, with many chapters.")
+        expect(page.locator("#live")).to_contain_text(WORDS, timeout=60_000)
+    expect(page.locator("#sessions .dot")).to_have_count(3)
+    for animal in (*animals, *animals):
+        page.locator("#sessions li", has_text=f"about a {animal}").first.locator(".open").click()
+        expect(page.locator("#scroll .message.user")).to_contain_text(animal)
+        expect(page.locator("#scroll .message.user")).to_have_count(1)
+        expect(page.locator("#live")).to_contain_text(WORDS)
+    for animal in animals:
+        page.locator("#sessions li", has_text=f"about a {animal}").first.locator(".open").click()
+        expect(page.locator("#scroll .message.user")).to_contain_text(animal)
+        page.click("#composer .stop-button")
+        answered(page)
+    expect(page.locator("#sessions .dot")).to_have_count(0)
+
+
+def test_edit_regenerate_and_page_through_branches(page: Page) -> None:
+    page.click("#new-chat")
+    send(page, "What is the capital of France?")
+    answered(page)
+    page.locator("#composer textarea").focus()
+    page.keyboard.press("ArrowUp")  # edits what was asked last
+    expect(page.locator("#composer textarea")).to_have_value("What is the capital of France?")
+    expect(page.locator("#editing")).to_contain_text("new branch")
+    page.keyboard.press("Escape")
+    expect(page.locator("#composer textarea")).to_have_value("")
+    page.locator("#scroll .user .do-edit").click()
+    expect(page.locator("#editing")).to_contain_text("new branch")
+    send(page, "What is the capital of Italy?")
+    answered(page)
+    pager = page.locator("#scroll .user .pager")
+    expect(pager).to_contain_text("2/2")
+    expect(page.locator("#scroll .bot")).to_contain_text("Rome")
+    pager.locator(".do-go").click()
+    expect(page.locator("#scroll .bot")).to_contain_text("Paris")
+    expect(pager).to_contain_text("1/2")
+    page.locator("#scroll .bot .do-again").click()
+    expect(page.locator("#scroll .bot .pager")).to_contain_text("2/2")
+    answered(page)
+    page.reload()  # the branch that was shown last is shown again
+    expect(page.locator("#scroll .bot .pager")).to_contain_text("2/2")
+    page.locator("#scroll .user .do-go").click()
+    expect(page.locator("#scroll .bot")).to_contain_text("Rome")
+
+
+def test_a_second_message_waits_and_can_be_changed_or_withdrawn(page: Page) -> None:
+    page.click("#new-chat")
+    send(page, LONG)
+    expect(page.locator("#live")).to_contain_text(WORDS, timeout=60_000)
+    send(page, "What is the capital of France?")
+    send(page, "Never mind.")
+    waiting = page.locator("#waiting li")
+    expect(waiting).to_have_count(2)
+    expect(waiting.first).to_contain_text("Queued")
+    waiting.nth(1).locator("[data-act=withdraw]").click()
+    expect(waiting).to_have_count(1)
+    waiting.locator("[data-act=edit-queued]").click()
+    expect(page.locator("#composer textarea")).to_have_value("What is the capital of France?")
+    send(page, "What is the capital of Italy?")
+    expect(waiting).to_contain_text("Italy")
+    page.click("#composer .stop-button")
+    expect(waiting).to_have_count(0)
+    answered(page)
+    assert texts(page)[2] == "What is the capital of Italy?"
+    expect(page.locator("#scroll .bot").last).to_contain_text("Rome")
+
+
+def test_code_tables_and_mathematics_are_drawn_and_markup_is_text(page: Page, app) -> None:
+    text = "Use `List<T>` or <b>tags</b>: \\(x^2\\)\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n```python\nprint('<i>')\n```"
+    thought = f"<think>Let me see.</think>{text}"
+    rows = [{"role": "user", "content": text}, {"role": "assistant", "content": thought}]
+    made = Client(app.url, verbose=False).predict(json.dumps({"messages": rows}), api_name="/session_import")
+    open_page(page, f"{app.url}/#{made['id']}")
+    page.reload()
+    for role in ("user", "bot"):
+        shown = page.locator(f"#scroll .message.{role}").last
+        expect(shown.locator("table td")).to_have_count(2)
+        expect(shown.locator(".katex").first).to_be_attached()
+        expect(shown).to_contain_text("List<T>")
+        expect(shown).to_contain_text("<b>tags</b>")
+        expect(shown.locator("pre")).to_contain_text("print('<i>')")
+        assert shown.locator("pre button, .code_wrap button").count() > 0
+    expect(page.locator("#scroll .thought-group")).to_contain_text("Reasoning")
+
+
+def test_earlier_messages_are_shown_on_demand(page: Page, app) -> None:
+    rows = [{"role": ("user", "assistant")[n % 2], "content": f"Message {n}."} for n in range(100)]
+    made = Client(app.url, verbose=False).predict(json.dumps({"messages": rows}), api_name="/session_import")
+    open_page(page, f"{app.url}/#{made['id']}")
+    page.reload()
+    expect(page.locator("#scroll .message-row")).to_have_count(40)
+    page.click("#earlier")
+    expect(page.locator("#scroll .message-row")).to_have_count(80)
+    page.click("#earlier")
+    expect(page.locator("#scroll .message-row")).to_have_count(100)
+    expect(page.locator("#earlier")).not_to_be_visible()
+
+
+def test_a_chat_has_settings_of_its_own(page: Page, app) -> None:
+    page.click("#new-chat")
+    page.locator("#panel .toggle-button").click()
+    box = page.locator("#panel").get_by_label("System prompt")
+    box.fill("Answer like a pirate.")
+    box.blur()
+    send(page, "Hello!")
+    answered(page)
+    session = page.url.split("#")[1]
+    client = Client(app.url, verbose=False)
+    assert client.predict(session, api_name="/session_settings")["system"] == "Answer like a pirate."
+    assert client.predict(session, api_name="/session_get")["messages"][1]["context"]["system"] > 0
+    page.click("#new-chat")
+    expect(box).to_have_value("")
+    page.locator("#sessions li").first.locator(".open").click()
+    expect(box).to_have_value("Answer like a pirate.")
+    page.click("#reset")
+    expect(box).to_have_value("")
+
+
+def test_export_and_import(page: Page, tmp_path: Path) -> None:
+    page.click("#new-chat")
+    send(page, "What is the capital of France?")
+    answered(page)
+    page.locator("#panel .toggle-button").click()
+    for name in ("JSON", "Markdown"):
+        with page.expect_download() as found:
+            page.get_by_role("link", name=name).click()
+        file = tmp_path / found.value.suggested_filename
+        found.value.save_as(file)
+        page.click("#new-chat")
+        expect(page.locator("#history .greeting")).to_be_visible()
+        page.set_input_files("#panel input[type=file]", file)
+        expect(page.locator("#scroll")).to_contain_text(PARIS)
+        assert texts(page) == ["What is the capital of France?", PARIS]
+
+
+def test_the_model_names_a_chat_when_nobody_waits(page: Page) -> None:
+    page.click("#new-chat")
+    send(page, "Give me a recipe for pancakes")
+    expect(page.locator("#live")).to_contain_text(WORDS, timeout=60_000)
+    expect(page.locator("#sessions .current .name")).to_have_text("Give me a recipe for pancakes")
+    answered(page)
+    expect(page.locator("#sessions .current .name")).not_to_have_text("Give me a recipe for pancakes", timeout=60_000)
 
 
 def test_an_empty_message_sends_nothing(page: Page) -> None:
@@ -160,26 +374,26 @@ def test_models_tab_shows_loads_and_says_what_failed(page: Page) -> None:
 
 def test_settings_are_kept(page: Page) -> None:
     page.get_by_role("tab", name="Settings").click()
-    box = page.get_by_label("System prompt")
+    box = page.locator("#tab-settings").get_by_label("System prompt")
     box.fill("Answer like a pirate.")
     box.blur()
-    expect(page.get_by_label("number input for Temperature")).to_have_value("0")
+    expect(page.locator("#tab-settings").get_by_label("number input for Temperature")).to_have_value("0")
     page.wait_for_timeout(0)
     page.get_by_role("tab", name="Chat").click()
     page.reload()
     page.get_by_role("tab", name="Settings").click()
-    expect(page.get_by_label("System prompt")).to_have_value("Answer like a pirate.")
-    page.get_by_label("System prompt").fill("")
-    page.get_by_label("System prompt").blur()
+    expect(page.locator("#tab-settings").get_by_label("System prompt")).to_have_value("Answer like a pirate.")
+    page.locator("#tab-settings").get_by_label("System prompt").fill("")
+    page.locator("#tab-settings").get_by_label("System prompt").blur()
 
 
 def test_phone_width(browser: Browser, app) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     open_page(page, app.url)
-    page.locator(".sidebar .toggle-button").click()
+    page.locator("#sidebar .toggle-button").click()
     page.locator("#sessions li").last.locator(".open").click()
-    expect(page.locator(".sidebar.open")).to_have_count(0)  # it makes room for the chat that was chosen
-    expect(page.locator("#history .message").first).to_be_visible()
+    expect(page.locator("#sidebar.open")).to_have_count(0)  # it makes room for the chat that was chosen
+    expect(page.locator("#scroll .message").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.screenshot(path=SHOTS / "phone.png")
     page.close()

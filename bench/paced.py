@@ -1,0 +1,116 @@
+"""The service with an engine that gives every request words at a fixed rate: for costs that no model should blur.
+
+python -m bench.paced --rate 30 --port 7861 --data-dir /tmp/paced
+"""
+
+import asyncio
+import itertools
+import sys
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from llmsvc import settings
+from llmsvc.engine import FinishReason, GenerationRequest, TokenEvent
+from llmsvc.service import Service
+from llmsvc.ui.launch import launch
+
+WORDS = ("the ", "light", "house ", "stood ", "over ", "sea, ", "and ", "waves ", "broke ", "below. ")
+
+
+class PacedEngine:
+    """One thread wakes a hundred times a second and gives each request the tokens that are due."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate, self._lock = rate, threading.Condition()
+        self._requests: dict[str, tuple[GenerationRequest, float, int]] = {}
+        self.queued = 0
+        threading.Thread(target=self._run, daemon=True).start()
+
+    @property
+    def running(self) -> int:
+        return len(self._requests)
+
+    def submit(self, request: GenerationRequest) -> None:
+        with self._lock:
+            self._requests[request.id] = (request, time.monotonic(), 0)
+            self._lock.notify()
+
+    def cancel(self, id_: str) -> None:
+        with self._lock:
+            if found := self._requests.pop(id_, None):
+                found[0].deliver(TokenEvent(id_, "", found[2], FinishReason.CANCELLED))
+
+    def close(self) -> None:
+        for id_ in list(self._requests):
+            self.cancel(id_)
+
+    def _run(self) -> None:
+        for _ in itertools.count():
+            time.sleep(0.01)
+            now = time.monotonic()
+            with self._lock:
+                while not self._requests:
+                    self._lock.wait()
+                for id_, (request, start, given) in list(self._requests.items()):
+                    due = min(int((now - start) * self._rate), request.sampling.max_tokens)
+                    for number in range(given, due):
+                        last = number + 1 == request.sampling.max_tokens
+                        reason = FinishReason.LENGTH if last else None
+                        request.deliver(TokenEvent(id_, WORDS[number % len(WORDS)], number + 1, reason))
+                    self._requests[id_] = (request, start, due)
+                    if due == request.sampling.max_tokens:
+                        del self._requests[id_]
+
+
+class _Tokenizer:
+    def apply_chat_template(self, chat: list[dict[str, str]], **_: Any) -> str:
+        return "\n".join(entry["content"] for entry in chat)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [0] * (len(text) // 4)}
+
+
+class PacedPool:
+    """Stands where the ModelPool stands."""
+
+    def __init__(self, catalogue: Any, rate: float) -> None:
+        self.catalogue = catalogue
+        loaded = SimpleNamespace(tokenizer=_Tokenizer(), window=8192)
+        self._pooled = SimpleNamespace(loaded=loaded, engine=PacedEngine(rate), state="ready", stage="")
+
+    def list(self) -> list[dict[str, Any]]:
+        return []
+
+    def state(self) -> tuple[Any, ...]:
+        return ()
+
+    def get(self, _: str) -> Any:
+        return self._pooled
+
+    def request(self, *_: str) -> Any:
+        return self._pooled
+
+    async def acquire(self, _: str) -> Any:
+        await asyncio.sleep(0)
+        return self._pooled
+
+    def on_progress(self, _: Any) -> None:
+        return None
+
+    def close(self) -> None:
+        self._pooled.engine.close()
+
+
+def main() -> None:
+    at = sys.argv.index("--rate")
+    rate = float(sys.argv[at + 1])
+    service = Service(settings.parse(sys.argv[1:at] + sys.argv[at + 2 :]))
+    pool: Any = PacedPool(service.catalogue, rate)
+    service.pool = service.turns._pool = service.turns._titles._pool = pool
+    launch(service)
+
+
+if __name__ == "__main__":
+    main()

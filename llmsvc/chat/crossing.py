@@ -1,0 +1,45 @@
+"""The way of tokens from the engines' threads to the event loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from llmsvc.engine import TokenEvent
+
+CROSSING_SECONDS = 0.02
+
+
+class Crossing:
+    """Where events pass from the engines' threads to the event loop: together, at most once in CROSSING_SECONDS.
+
+    Waking a loop costs as much as sending a frame.
+    """
+
+    def __init__(self) -> None:
+        self._arrived: deque[tuple[Callable[[TokenEvent], None], TokenEvent]] = deque()
+        self._crossed = 0.0
+
+    def to(self, receive: Callable[[TokenEvent], None]) -> Callable[[TokenEvent], None]:
+        """What an engine may call on its thread so that ``receive`` is called on this loop, in order."""
+        loop = asyncio.get_running_loop()
+
+        def deliver(event: TokenEvent) -> None:
+            self._arrived.append((receive, event))
+            if len(self._arrived) == 1:  # otherwise somebody is on the way already
+                loop.call_soon_threadsafe(self._soon, loop)
+
+        return deliver
+
+    def _soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        wait = self._crossed + CROSSING_SECONDS - loop.time()
+        if wait > 0:
+            loop.call_later(wait, self._cross, loop)
+        else:
+            self._cross(loop)
+
+    def _cross(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._crossed = loop.time()
+        while self._arrived:
+            receive, event = self._arrived[0]
+            receive(event)
+            self._arrived.popleft()  # only now: an empty queue means that the next one must wake the loop

@@ -1,0 +1,62 @@
+"""How an answer is made: sampling parameters and the system prompt, with their bounds."""
+
+from typing import Any
+
+from llmsvc.engine import SamplingParams
+from llmsvc.errors import BadRequest
+from llmsvc.store.database import Row
+
+DEFAULTS: Row = {
+    "temperature": 0.2,
+    "top_p": 0.95,
+    "top_k": 0,
+    "max_tokens": 1024,
+    "seed": None,
+    "stop": [],
+    "system": "",
+}
+
+_LIMITS = {"temperature": (0.0, 5.0), "top_p": (0.0, 1.0), "top_k": (0, 100_000), "max_tokens": (1, 1_000_000)}
+
+
+def checked(values: Row) -> Row:
+    """Some of the options, each with the right type. Raises BadRequest with the bounds, or for an unknown name."""
+    if unknown := set(values) - set(DEFAULTS):
+        raise BadRequest(f"Unknown setting: {', '.join(sorted(unknown))}. Known: {', '.join(DEFAULTS)}.")
+    found: Row = {}
+    for name, value in values.items():
+        if name in _LIMITS:
+            low, high = _LIMITS[name]
+            try:
+                found[name] = number = type(low)(value)
+            except (TypeError, ValueError, OverflowError):
+                raise BadRequest(f"{name} must be a number, not {value!r}.") from None
+            if not low <= number <= high:
+                raise BadRequest(f"{name} must be between {low} and {high}, not {number}.")
+    if "stop" in values:
+        stops = [values["stop"]] if isinstance(values["stop"], str) else values["stop"] or []
+        if not isinstance(stops, list | tuple) or not all(isinstance(s, str) for s in stops):
+            raise BadRequest("stop must be a string or a list of strings.")
+        found["stop"] = [s for s in stops if s]
+    if "seed" in values:
+        seed = values["seed"]
+        if seed is not None and (not isinstance(seed, int | float) or not 0 <= seed < 2**63):
+            raise BadRequest("seed must be a whole number from 0 to 2^63 - 1.")
+        found["seed"] = None if seed is None else int(seed)
+    if "system" in values:
+        found["system"] = str(values["system"] or "")
+    return found
+
+
+def merged(*layers: Row) -> Row:
+    """All options: the defaults, then each layer over those before it. Raises BadRequest."""
+    whole: dict[str, Any] = dict(DEFAULTS)
+    for layer in layers:
+        whole |= layer
+    return checked(whole)
+
+
+def sampling(options: Row) -> SamplingParams:
+    """For the engine, from checked options."""
+    numbers = {name: options[name] for name in _LIMITS}
+    return SamplingParams(**numbers, seed=options["seed"], stop=tuple(options["stop"]))

@@ -1,0 +1,38 @@
+"""The running turn of a session as server-sent events.
+
+The format: https://html.spec.whatwg.org/multipage/server-sent-events.html.
+
+Each event has the id ``TURN:CHARACTERS`` and ``{"turn_id", "state", "offset", "length", "text", "usage"}``: what
+a client shows is what it had up to ``offset``, then ``text``, ``length`` characters in all. The first event, those
+that tell more than new text, and the last (``event: end``) have the whole status of ``/attach`` besides.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from llmsvc.chat.turn import Turn
+from llmsvc.chat.turns import Turns
+
+_BRIEF = ("completion_tokens", "tokens_per_second")
+
+
+async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[str]:
+    """Exactly what comes behind ``last_id``; from the start when that is of another turn."""
+    yield "retry: 500\n\n"
+    of, _, seen = last_id.partition(":")
+    # A client may have seen more than a crash left on the disk: it is told to go back to there.
+    shown = min(int(seen) if of == turn.id and seen.isdecimal() else 0, len(turn.text))
+    told: tuple[Any, ...] = ()
+    async with aclosing(turns.attach(turn, shown)) as frames:
+        async for text, status in frames:
+            place = {"offset": shown, "length": len(text), "text": text[shown:]}
+            shown, ended = len(text), turn.finished
+            news = (status["state"], status["note"], status["error"], ended)
+            if news == told:
+                usage = {name: status["usage"].get(name) for name in _BRIEF}
+                status = {"turn_id": turn.id, "state": status["state"], "usage": usage}
+            told = news
+            name = "event: end\n" if ended else ""
+            yield f"{name}id: {turn.id}:{shown}\ndata: {json.dumps({**status, **place}, ensure_ascii=False)}\n\n"

@@ -1,0 +1,115 @@
+"""The components of the page and where they stand. What they do is in ``page``."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from llmsvc.service import Service
+from llmsvc.ui import chat, models, sidebar
+
+GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
+<p>Everything stays on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
+KNOBS = ("system", "temperature", "top_p", "top_k", "max_tokens", "seed")
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+
+
+class Layout:
+    """Built inside the Blocks context."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.saved = gr.BrowserState("", storage_key="llmsvc-session", secret="llmsvc")
+        self._sidebar()
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
+                self._chat()
+            with gr.Tab("Models", id="models", elem_id="tab-models"):
+                self._models()
+            with gr.Tab("Files", id="files", elem_id="tab-files"):
+                gr.HTML('<p class="empty">Talking about files is not built yet. Paste text into the chat for now.</p>')
+            with gr.Tab("Settings", id="settings", elem_id="tab-settings"):
+                gr.HTML('<p class="hint">How answers are made, in every chat. Saved as you change them.</p>')
+                self.defaults = _knobs()
+        with gr.Sidebar(width=300, elem_id="panel", position="right", open=False):
+            gr.HTML('<h3 class="panel-title">This chat</h3><p class="hint">Over the defaults in Settings.</p>')
+            self.own = _knobs()
+            self.reset = gr.Button("Back to the defaults", size="sm", elem_id="reset")
+            self.links = gr.HTML(elem_id="links", apply_default_css=False)
+            self.bring = gr.UploadButton(
+                "Import a chat", file_types=[".json", ".md", ".markdown"], size="sm", elem_id="import"
+            )
+
+    def _sidebar(self) -> None:
+        with gr.Sidebar(width=280, elem_id="sidebar"):
+            gr.HTML('<div class="brand"><svg viewBox="0 0 16 16"><path d="M8 1l7 7-7 7-7-7z"/></svg>llmsvc</div>')
+            self.new = gr.Button("+ New chat", elem_id="new-chat")
+            self.query = gr.Textbox(
+                placeholder="Search chats", show_label=False, container=False, elem_id="search", label="Search chats"
+            )
+            self.list = gr.HTML(elem_id="sessions", js_on_load=sidebar.JS, apply_default_css=False)
+            self.undo = gr.Button(visible=False, elem_id="undo")
+
+    def _chat(self) -> None:
+        self.chip = gr.HTML(elem_id="chip", apply_default_css=False)
+        look: dict[str, Any] = {
+            "show_label": False,
+            "container": False,
+            "height": "auto",
+            "buttons": ["copy"],
+            "sanitize_html": True,
+            "layout": "bubble",
+            "reasoning_tags": [("<think>", "</think>")],
+            "group_consecutive_messages": False,
+            "latex_delimiters": chat.LATEX,
+        }
+        with gr.Column(elem_id="scroll"):
+            self.earlier = gr.Button("Show earlier", visible=False, size="sm", elem_id="earlier")
+            self.history = gr.Chatbot(elem_id="history", placeholder=GREETING, label="Conversation", **look)
+            self.recent = gr.Chatbot(elem_id="recent", label="Newest messages", **look)
+            self.live = gr.Chatbot(elem_id="live", label="Running answer", **look)
+            self.more = gr.Button("Continue", visible=False, size="sm", elem_id="continue")
+        self.waiting = gr.HTML(elem_id="waiting", js_on_load=(ASSETS / "bus.js").read_text(), apply_default_css=False)
+        self.editing = gr.HTML(elem_id="editing", apply_default_css=False)
+        self.box = gr.MultimodalTextbox(
+            placeholder="Message llmsvc…",
+            show_label=False,
+            container=False,
+            sources=[],
+            max_lines=8,
+            elem_id="composer",
+            label="Message",
+            autofocus=True,
+        )
+        self.pipe = gr.HTML(elem_id="pipe", js_on_load=(ASSETS / "live.js").read_text(), apply_default_css=False)
+        # Words that the server changes: which answer to watch, and that there is something to ask for.
+        self.go = gr.Textbox(visible="hidden", elem_id="go")
+        self.news = gr.Textbox(visible="hidden", elem_id="news")
+
+    def _models(self) -> None:
+        self.table = gr.HTML(elem_id="model-list", js_on_load=models.JS, apply_default_css=False)
+        with gr.Row(elem_id="load-row"):
+            self.choice = gr.Dropdown(
+                choices=[row["id"] for row in self._service.catalogue.list()],
+                value=self._service.default_model,
+                allow_custom_value=True,
+                label="Load a model",
+                info="One from the list, any Hugging Face id, or a folder with safetensors",
+                scale=4,
+            )
+            self.quantization = gr.Dropdown(
+                ["none", "int8", "nf4"], value="none", label="Quantization", info="bitsandbytes", scale=1
+            )
+        self.load = gr.Button("Load", variant="primary", elem_id="load-model")
+
+
+def _knobs() -> dict[str, Any]:
+    """One component for each of KNOBS."""
+    return {
+        "system": gr.Textbox(lines=3, label="System prompt", info="Instructions before the conversation"),
+        "temperature": gr.Slider(0, 2, step=0.05, label="Temperature", info="0 always takes the likeliest token"),
+        "top_p": gr.Slider(0, 1, step=0.01, label="Top-p", info="Share of the likeliest tokens"),
+        "top_k": gr.Slider(0, 200, step=1, label="Top-k", info="0 is off"),
+        "max_tokens": gr.Slider(16, 8192, step=16, label="Longest answer", info="In tokens"),
+        "seed": gr.Textbox(label="Seed", info="A whole number repeats answers; empty is random", max_lines=1),
+    }
