@@ -1,6 +1,6 @@
 // The running answer: server-sent events in, messages for the Chatbot out. The server is not asked again for any of it.
 // (Runs once, inside a component of its own; `trigger` makes the page take what window.llmsvcLive() gives.)
-let source = null, session = "", turn = "", text = "", length = 0, status = {};
+let answer = null;
 
 const VERBATIM = /^ {0,3}(`{3,}|~{3,})[^]*?(?:^ {0,3}\1[`~]*[ \t]*$|$(?![^]))|(`+)(?!`)[^]+?(?<!`)\2(?!`)|\$\$[^]*?\$\$|\\\([^]*?\\\)|\\\[[^]*?\\\]|<\/?think>/gm;
 
@@ -15,6 +15,8 @@ function escaped(s) {  // as _escaped in llmsvc/ui/chat.py
 }
 
 window.llmsvcLive = () => {
+  if (!answer) return [[]];
+  const { text, status } = answer;
   const note = (status.note || status.error || "").replaceAll("<", "&lt;");
   const waiting = note || (status.state === "prefill" ? "Reading…" : "Waiting…");
   let shown = text ? escaped(text) : `<span class="waiting">${waiting}</span>`;
@@ -26,37 +28,27 @@ window.llmsvcLive = () => {
   return [[{ role: "assistant", metadata: { title: null }, options: null, content: [{ type: "text", text: shown }] }]];
 };
 
-function take(event) {
-  const data = JSON.parse(event.data);
-  if (data.turn_id !== turn) return done();  // this one ended while the connection was lost
-  text = (data.offset === length ? text : [...text].slice(0, data.offset).join("")) + data.text;
-  length = data.length;
-  Object.assign(status, data);
-  window.llmsvcText = text;
-  trigger("select", {});
-}
-
-function done() {
-  source?.close();
-  source = null;
+function changed(now) {
+  if (now !== answer) return;
+  if (now.turn && now.turn !== now.wanted) now.over = true;
+  if (!now.over) return trigger("select", {});
+  answer.close();
   window.llmsvcSay?.("done");
 }
 
-function open() {
-  source?.close();
-  const mine = source = new EventSource(`v1/sessions/${session}/stream`);
-  mine.onmessage = take;
-  mine.addEventListener("end", (event) => { take(event); if (source === mine) done(); });
-  // The browser comes again by itself after a cut, saying what it had; not after a refusal.
-  mine.onerror = () => { if (mine.readyState === 2 && source === mine) setTimeout(() => source === mine && open(), 1000); };
-}
-
 window.llmsvcWatch = (go) => {
-  const [where, what] = go.split(" ");
-  source?.close();
-  source = null;
-  [session, turn, text, length, status] = [where, what ?? "", "", 0, {}];
+  const [session, turn] = go.split(" ");
+  const early = window.llmsvcEarly;
+  window.llmsvcEarly = null;
+  answer?.close();
+  answer = null;
+  const taken = early && early.session === session && !early.over;
+  if (early && !taken) early.over = true, early.close(), early.uncover();
   if (!session) return;
-  trigger("select", {});
-  open();
+  answer = Object.assign(taken ? early : window.llmsvcRead(session, changed), { changed, wanted: turn });
+  changed(answer);
+  if (taken) (function uncover() {
+    if (answer !== early || early.over || document.querySelector("#live .message")?.innerText) early.uncover();
+    else requestAnimationFrame(uncover);
+  })();
 };

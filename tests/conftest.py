@@ -12,14 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--crashes", type=int, default=20, help="crashes in each crash test of the store")
+    parser.addoption("--faults", type=int, default=12, help="random faults while answers are watched")
+    parser.addoption("--clients", type=int, default=8, help="clients that use the service at random, each its own chat")
+    parser.addoption("--minutes", type=float, default=0.2, help="for how long they do")
 
 
 @pytest.fixture
@@ -36,8 +41,8 @@ def free_port() -> int:
 class App:
     """``python app.py`` as a user starts it."""
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
-        self.data_dir, self.port = data_dir, free_port()
+    def __init__(self, data_dir: Path, *flags: str, port: int = 0) -> None:
+        self.data_dir, self.port = data_dir, port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data_dir.parent / f"{data_dir.name}.log"
         command = [sys.executable, "app.py", "--port", str(self.port), "--data-dir", str(data_dir), *flags]
@@ -93,3 +98,21 @@ def app(data_dir: Path) -> Iterator[App]:
     running = App(data_dir).wait()
     yield running
     running.stop()
+
+
+@pytest.fixture
+def own_data(tmp_path: Path, model_dir: Path) -> Path:
+    """A data directory of the test's own; the weights are links to the shared ones."""
+    from llmsvc.models.catalogue import SMOLLM2, Catalogue
+
+    data = tmp_path / "data"
+    shutil.copytree(model_dir, Catalogue(data / "models").folder(SMOLLM2.id), copy_function=os.link)
+    return data
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
+        yield browser
+        browser.close()

@@ -1,7 +1,5 @@
 """Stop, kill, and starts that cannot work."""
 
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,14 +13,6 @@ from gradio_client import Client
 from llmsvc.models.catalogue import SMOLLM2, Catalogue
 
 STORY = "Write a very long story about a lighthouse, with many chapters."
-
-
-@pytest.fixture
-def own_data(tmp_path: Path, model_dir: Path) -> Path:
-    """A data directory of the test's own; the weights are links to the shared ones."""
-    data = tmp_path / "data"
-    shutil.copytree(model_dir, Catalogue(data / "models").folder(SMOLLM2.id), copy_function=os.link)
-    return data
 
 
 def start_badly(*flags: str) -> "subprocess.CompletedProcess[str]":

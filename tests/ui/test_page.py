@@ -8,26 +8,17 @@ from pathlib import Path
 
 import pytest
 from gradio_client import Client
-from playwright.sync_api import Browser, Error, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, Route, expect
 
 SHOTS = Path(__file__).resolve().parents[1] / "screenshots"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 PARIS = "The capital of France is Paris."
 LONG = "Write a very long story about a lighthouse, with many chapters."
 WORDS = re.compile(r"\w+ \w+ \w+")
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    SHOTS.mkdir(exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Browser, app) -> Iterator[Page]:
+    SHOTS.mkdir(exist_ok=True)
     client = Client(app.url, verbose=False)
     client.predict({"temperature": 0, "max_tokens": 400}, api_name="/settings_set")
     page = browser.new_page(viewport={"width": 1360, "height": 860})
