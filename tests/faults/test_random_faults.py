@@ -196,7 +196,11 @@ class Trial:
         shown = (
             "[...document.querySelectorAll('#history .message-content, #recent .message-content')].at(-1)?.innerText"
         )
-        wait(lambda: letters(answer) in letters(str(self.page.evaluate(shown))))
+        try:
+            wait(lambda: letters(answer) in letters(str(self.page.evaluate(shown))))
+        except AssertionError:
+            self.page.screenshot(path="/tmp/fault.png")
+            raise AssertionError((fault, answer, self.page.evaluate(shown), rows[-1])) from None
         seen = self.page.evaluate("window.seen.splice(0)")
         if fault != "kill":
             assert all(answer.startswith(text) for text in seen)

@@ -388,3 +388,14 @@ def test_phone_width(browser: Browser, app) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.screenshot(path=SHOTS / "phone.png")
     page.close()
+
+
+def test_keys(page: Page) -> None:
+    page.click("#new-chat")
+    send(page, "What is the capital of France?")
+    answered(page)
+    page.keyboard.press("Control+k")
+    page.keyboard.type("zebra")
+    expect(page.locator("#sessions .empty")).to_be_visible()  # the search has the focus
+    page.keyboard.press("Control+Shift+o")
+    expect(page.locator("#scroll")).not_to_contain_text(PARIS)
