@@ -38,13 +38,14 @@ function changed(now) {
 
 window.llmsvcWatch = (go) => {
   const [session, turn] = go.split(" ");
+  if (turn && answer?.wanted === turn && !answer.over) return;  // it is being watched
   const early = window.llmsvcEarly;
   window.llmsvcEarly = null;
   answer?.close();
   answer = null;
   const taken = early && early.session === session && !early.over;
   if (early && !taken) early.over = true, early.close(), early.uncover();
-  if (!session) return;
+  if (!turn) return;
   answer = Object.assign(taken ? early : window.llmsvcRead(session, changed), { changed, wanted: turn });
   changed(answer);
   if (taken) (function uncover() {

@@ -102,7 +102,7 @@ class Page:
         on.go.change(None, [on.go], None, js="(go) => { window.llmsvcWatch(go) }", **private)
         on.pipe.select(None, None, [on.live], js="() => window.llmsvcLive()", **private)
         gr.Timer(1.0).tick(
-            self.on_tick, [on.saved], [on.news], queue=False, show_progress="hidden", api_visibility="private"
+            self.on_tick, [on.saved, on.go], [on.news], queue=False, show_progress="hidden", api_visibility="private"
         )
         on.news.change(self.on_news, [on.query], **quick)
         own, defaults = ([knobs[name] for name in KNOBS] for knobs in (on.own, on.defaults))
@@ -116,11 +116,15 @@ class Page:
 
     # What changes by itself
 
-    async def on_tick(self, saved: str, request: gr.Request) -> str:
+    async def on_tick(self, saved: str, go: str, request: gr.Request) -> str:
         """Once a second: a word that changes when there is news."""
         owner, service = owner_of(request), self._service
         tab = self._tabs.of(request, lambda: self._here(owner, str(saved or "")))
+        turn = service.turns.active(tab.session_id)
+        arrived = (go or "", tab.turn) == (tab.told, turn.id if turn else "")
+        tab.missed = 0 if arrived else tab.missed + 1
         state = (
+            tab.missed // 2,  # what this tab was to show got lost with its connection: tell it again
             service.sessions.revision,
             service.pool.state(),
             *sorted(service.turns.running_sessions()),
@@ -137,6 +141,9 @@ class Page:
         model = service.sessions.row(owner, here)["model"] if here else service.default_model
         listed = await asyncio.to_thread(self._list, owner, tab, query)
         news = View(chip=models.chip(model, rows), table=models.model_table(rows, model), list=listed)
+        if tab.missed > 1:
+            tab.mounted = ()
+            return news.over(self._show(tab.session_id, request)).values()
         if tab.session_id and self._is_old(owner, tab):
             return news.over(self._opened(owner, tab)).values()
         if here:
@@ -326,6 +333,7 @@ class Page:
         tab.version = session["version"]
         tab.last_asked = next((m["id"] for m in reversed(messages) if m["role"] == "user"), "")
         tab.turn = turn.id if turn else ""
+        tab.told = f"{tab.session_id} {tab.turn} {tab.version}"
         history, recent = self._parts(tab, messages, turn.message_id if turn else "")
         return View(
             saved=tab.session_id,
@@ -339,7 +347,7 @@ class Page:
             waiting=self._waiting(session),
             editing=chat.editing(tab.editing[0]),
             chip=models.chip(session["model"], self._service.pool.list()),
-            go=f"{tab.session_id} {turn.id}" if turn else "",
+            go=tab.told,
         )
 
     def _parts(self, tab: Tab, messages: list[dict[str, Any]], running: str) -> tuple[Any, Any]:
@@ -355,7 +363,7 @@ class Page:
     def _blank(self, owner: str, tab: Tab, query: str) -> View:
         """A chat that is still to begin."""
         tab.open("")
-        tab.version, tab.last_asked, tab.turn = 0, "", ""
+        tab.version, tab.last_asked, tab.turn, tab.told = 0, "", "", ""
         return View(
             saved="",
             history=[],

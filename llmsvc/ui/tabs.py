@@ -32,6 +32,10 @@ class Tab:
     count: int = 0
     turn: str = ""
     """The running answer that this tab was told to watch."""
+    told: str = ""
+    """What stands in the page's ``go`` field, if the last view has arrived."""
+    missed: int = 0
+    """How many times in a row the page said that it has not."""
     used_at: float = 0.0
 
     def open(self, session_id: str) -> None:
