@@ -1,6 +1,7 @@
 """The way of tokens from the engines' threads to the event loop."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ class Crossing:
 
     def __init__(self) -> None:
         self._arrived: deque[tuple[Callable[[TokenEvent], None], TokenEvent]] = deque()
+        self._lock = threading.Lock()  # several engines deliver at once
+        self._coming = False
         self._crossed = 0.0
 
     def to(self, receive: Callable[[TokenEvent], None]) -> Callable[[TokenEvent], None]:
@@ -24,8 +27,10 @@ class Crossing:
         loop = asyncio.get_running_loop()
 
         def deliver(event: TokenEvent) -> None:
-            self._arrived.append((receive, event))
-            if len(self._arrived) == 1:  # otherwise somebody is on the way already
+            with self._lock:
+                self._arrived.append((receive, event))
+                coming, self._coming = self._coming, True
+            if not coming:
                 loop.call_soon_threadsafe(self._soon, loop)
 
         return deliver
@@ -39,7 +44,8 @@ class Crossing:
 
     def _cross(self, loop: asyncio.AbstractEventLoop) -> None:
         self._crossed = loop.time()
-        while self._arrived:
-            receive, event = self._arrived[0]
+        with self._lock:
+            arrived, self._arrived = self._arrived, deque()
+            self._coming = False
+        for receive, event in arrived:
             receive(event)
-            self._arrived.popleft()  # only now: an empty queue means that the next one must wake the loop

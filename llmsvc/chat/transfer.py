@@ -68,8 +68,8 @@ def read(text: str) -> Imported:
             return _from_markdown(text)
         data = json.loads(text)
         return Imported(
-            str(data.get("title", "")),
-            str(data.get("model", "")),
+            str(data.get("title") or ""),
+            str(data.get("model") or ""),
             options.checked(data.get("settings") or {}),
             tree([_message(m) for m in data["messages"]], [_message(m) for m in data.get("other_branches", [])]),
         )

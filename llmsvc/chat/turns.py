@@ -49,17 +49,15 @@ class Turns:
         return options.merged(*self._layers(model))
 
     def set_settings(self, values: Row, model: str = "") -> Row:
-        """Save defaults, of all models or of one. Raises BadRequest."""
+        """Change defaults, of all models or of one; None takes one back. Raises BadRequest."""
         key = f"sampling:{self._pool.catalogue.entry(model).id}" if model else "sampling"
-        self._db.set_setting(key, {**self._db.setting(key), **options.checked(values)})
+        self._db.set_setting(key, _changed(self._db.setting(key), values))
         return self.settings(model)
 
     def set_session_settings(self, owner: str, session_id: str, values: Row) -> Row:
         """Change options of one session; None takes one back to the default. Raises BadRequest, NotFound."""
         session = self._sessions.row(owner, session_id)
-        changed = options.checked({k: v for k, v in values.items() if v is not None})
-        kept = {k: v for k, v in session["settings"].items() if k not in values}
-        self._sessions.set_settings(owner, session_id, {**kept, **changed})
+        self._sessions.set_settings(owner, session_id, _changed(session["settings"], values))
         return self.session_settings(owner, session_id)
 
     def session_settings(self, owner: str, session_id: str) -> Row:
@@ -460,3 +458,9 @@ class Turns:
                 self._db.update_session(session["id"], {"running": None})
             except StorageError as error:  # damaged or full: the other chats work, and it is tried at the next start
                 log.warning("%s", error)
+
+
+def _changed(settings: Row, values: Row) -> Row:
+    """Settings with some of them changed, and those gone whose new value is None. Raises BadRequest."""
+    changed = options.checked({k: v for k, v in values.items() if v is not None})
+    return {**{k: v for k, v in settings.items() if k not in values}, **changed}

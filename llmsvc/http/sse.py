@@ -23,7 +23,7 @@ async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[str]:
     yield "retry: 500\n\n"
     of, _, seen = last_id.partition(":")
     # A client may have seen more than a crash left on the disk: it is told to go back to there.
-    shown = min(int(seen) if of == turn.id and seen.isdecimal() else 0, len(turn.text))
+    shown = min(int(seen[:12]) if of == turn.id and seen.isdecimal() else 0, len(turn.text))
     told: tuple[Any, ...] = ()
     async with aclosing(turns.attach(turn, shown)) as frames:
         async for text, status in frames:

@@ -19,6 +19,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 QUANTIZATIONS = ("none", "int8", "nf4")
 
+SMALL_BYTES = 2**31
+"""Weights up to here are computed with in 32 bits on a CPU. In bf16 a token hangs on the shape of the batch and on what
+was cached, since sums round differently, and it is small models that are often undecided."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -66,13 +70,14 @@ def load(folder: Path, device: str, quantization: str, progress: Progress) -> Lo
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     target = pick_device(device)
+    precise = target == "cpu" and quantization == "none" and _weight_bytes(folder) <= SMALL_BYTES
     progress("Reading the tokenizer", 1, 3)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         progress("Loading the weights", 2, 3)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.bfloat16,
+            dtype=torch.float32 if precise else torch.bfloat16,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -91,11 +96,15 @@ def load(folder: Path, device: str, quantization: str, progress: Progress) -> Lo
         model=model,
         tokenizer=tokenizer,
         device=target,
-        dtype={"none": "bf16"}.get(quantization, quantization),
+        dtype=("fp32" if precise else "bf16") if quantization == "none" else quantization,
         window=context_of(folder) or 2048,
         memory_bytes=int(model.get_memory_footprint()),
         plain_template=plain,
     )
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def pick_device(wanted: str) -> str:

@@ -85,18 +85,16 @@ def test_stop_keeps_what_is_there(client, session) -> None:
 
 def test_many_at_once_stay_apart(client) -> None:
     """Rows of one batch at different positions give what each would give alone."""
-    questions = ["What is the capital of France?", "Name a colour.", "What is 2 plus 2?", "Say hello."]
+    capitals = {"France": "Paris", "Japan": "Tokyo", "Russia": "Moscow", "Greece": "Athens"}
 
-    def ask(question: str) -> str:
+    def ask(land: str) -> str:
         session = client.predict(api_name="/session_create")["id"]
+        question = f"What is the capital of {land}?"
         return client.predict(session, question, temperature=0, max_tokens=24, api_name="/chat")[0]
 
-    alone = [ask(q) for q in questions]
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        together = list(threads.map(ask, questions))
-    assert together[0] == alone[0] == "The capital of France is Paris."
-    # bf16 sums differ with the batch's shape, so texts may part late; they must begin the same.
-    assert all(a[:8] == b[:8] for a, b in zip(alone, together, strict=True))
+        together = list(threads.map(ask, capitals))
+    assert together == [f"The capital of {land} is {city}." for land, city in capitals.items()]
 
 
 def test_sessions_from_cradle_to_undo(client) -> None:
