@@ -16,8 +16,9 @@ run: $(RUN_STAMP)
 test: $(DEV_STAMP) chromium
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(DEV_STAMP)
+bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.store
+	$(BIN)/python -m bench.watching
 	$(BIN)/python bench/streaming.py
 
 lint: $(DEV_STAMP)

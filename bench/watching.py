@@ -1,7 +1,7 @@
 """What watching an answer costs the server and the browser, with few and many earlier messages and watchers.
 
 Runs the service with an engine of a fixed rate (``bench.paced``), prints a table and writes
-``bench/results/watching.json``. Compare numbers of one run only; ``--quick`` leaves the browser out.
+``bench/results/watching.json``. Compare numbers of one run only.
 """
 
 import concurrent.futures
@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 from gradio_client import Client
+from playwright.sync_api import CDPSession, Page, sync_playwright
 
 from bench.streaming import until
 
@@ -126,6 +127,43 @@ def cost_by_history(rate: float, tokens: int, rounds: int) -> dict[str, dict[str
     }
 
 
+def browser_cost(rate: float, tokens: int, rounds: int) -> dict[str, float]:
+    """Main-thread time of Chromium by token, behind 2 and behind 1,000 messages, in turns."""
+    found: dict[int, list[float]] = {2: [], 1000: []}
+    with service(rate) as (url, _), sync_playwright() as playwright:
+        client = Client(url, verbose=False)
+        client.predict({"max_tokens": tokens}, api_name="/settings_set")
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
+        for count in list(found) * (rounds + 1):  # a fresh page each time; the first of each only warms up
+            page = browser.new_page(viewport={"width": 1360, "height": 860})
+            page.goto(f"{url}/#{chat_with(client, count)}")
+            page.wait_for_selector("#scroll .message")
+            session = page.context.new_cdp_session(page)
+            session.send("Performance.enable")
+            found[count].append(1000 * _answer_in(page, session) / tokens)
+            page.close()
+        browser.close()
+    few, many = (statistics.median(found[count][1:]) for count in (2, 1000))
+    return {"ms by token, 2 messages": few, "ms by token, 1,000 messages": many, "ratio": many / few}
+
+
+def _answer_in(page: Page, session: CDPSession) -> float:
+    """Seconds that the page's main thread worked from the sending of a message to the end of its answer."""
+
+    def busy() -> float:
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return float(next(m["value"] for m in metrics if m["name"] == "TaskDuration"))
+
+    page.fill("#composer textarea", "Tell me more.")
+    before = busy()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#composer .stop-button")
+    page.wait_for_selector("#composer .stop-button", state="detached", timeout=120_000)
+    return busy() - before
+
+
 def watch_events(url: str, session: str) -> float:
     """Seconds that an SSE client sees an answer run."""
     with httpx.Client(timeout=120) as http, http.stream("GET", f"{url}/v1/sessions/{session}/stream") as response:
@@ -169,6 +207,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for rate in (30.0, 100.0):
         results |= cost_by_history(rate, int(rate * 8), 5)
+    results["browser at 30 tok/s"] = browser_cost(30, 240, 3)
     print(json.dumps(results, indent=1))
     results["128 SSE watchers at 30 tok/s"] = crowd(30, 450, 128, by_page=False)
     print(json.dumps(results, indent=1))
