@@ -122,6 +122,8 @@ class Engine:
             return not self._closing
 
     def _step(self, plan: Plan) -> None:
+        for source, slot, tokens in plan.copies:
+            self._runner.copy(source, slot, tokens)
         if plan.decode:
             lengths = [len(cached) for cached in self._scheduler.cached]
             logits = self._runner.decode({s.slot: s.tokens[-1] for s in plan.decode}, lengths)

@@ -82,3 +82,9 @@ class SlotCache(Cache):
     def __init__(self, layers: int, slots: int) -> None:
         self.step = Step()
         super().__init__(layers=[SlotLayer(slots, self.step) for _ in range(layers)])
+
+    def copy(self, source: int, slot: int, tokens: int) -> None:
+        """Copy the keys and values of the first ``tokens`` positions from one slot to another."""
+        for layer in self.layers:
+            layer.keys[slot, :, :tokens] = layer.keys[source, :, :tokens]
+            layer.values[slot, :, :tokens] = layer.values[source, :, :tokens]

@@ -27,6 +27,11 @@ class Runner:
         self._cache = SlotCache(self._layers, self._slots)
 
     @torch.inference_mode()
+    def copy(self, source: int, slot: int, tokens: int) -> None:
+        """Make the first ``tokens`` of ``slot`` what they are in ``source``."""
+        self._cache.copy(source, slot, tokens)
+
+    @torch.inference_mode()
     def prefill(self, slot: int, tokens: list[int], start: int) -> torch.Tensor:
         """Write ``tokens`` at positions ``start``… of ``slot``; return the last one's logits, shape (vocabulary,)."""
         positions = torch.arange(start, start + len(tokens), device=self._device)[None]

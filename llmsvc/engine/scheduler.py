@@ -37,8 +37,12 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Plan:
-    """One step: a chunk [start, end) of one sequence to prefill, and the sequences to decode."""
+    """One step: a chunk [start, end) of one sequence to prefill, and the sequences to decode.
 
+    First, and in this order, ``copies``: (from slot, to slot, tokens) of what is cached.
+    """
+
+    copies: tuple[tuple[int, int, int], ...] = ()
     prefill: Sequence | None = None
     start: int = 0
     end: int = 0
@@ -57,6 +61,8 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}
         self.cached: list[list[int]] = [[] for _ in range(slots)]
         """Tokens whose keys and values each slot holds, whether its sequence runs or has ended."""
+        self._used = [0] * slots
+        self._clock = 0
 
     @property
     def running(self) -> int:
@@ -101,24 +107,32 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """Admit what fits, then say what the next step computes."""
+        copies = []
         while self._waiting and len(self._running) < len(self.cached):
-            self._admit(self._waiting.popleft())
+            copies += self._admit(self._waiting.popleft())
         prefilling = next((s for s in self._running.values() if s.prefilling), None)
         decode = tuple(s for s in self._running.values() if not s.prefilling)
         if prefilling is None:
-            return Plan(decode=decode)
+            return Plan(tuple(copies), decode=decode)
         end = min(len(prefilling.tokens), prefilling.computed + self._chunk)
-        return Plan(prefilling, prefilling.computed, end, decode)
+        return Plan(tuple(copies), prefilling, prefilling.computed, end, decode)
 
-    def _admit(self, sequence: Sequence) -> None:
+    def _admit(self, sequence: Sequence) -> list[tuple[int, int, int]]:
+        """Give a sequence a slot; what it shares with another slot is copied, not computed again."""
+        shares = [common_prefix(cached, sequence.tokens) for cached in self.cached]
         free = [slot for slot in range(len(self.cached)) if slot not in self._running]
-        # The slot that shares the longest prefix; without one, the slot that loses the least.
-        slot = max(free, key=lambda s: (common_prefix(self.cached[s], sequence.tokens), -len(self.cached[s])))
+        slot = max(free, key=lambda s: shares[s])
+        if 10 * shares[slot] < 9 * len(self.cached[slot]):  # this is another text: rather lose the oldest one
+            slot = min(free, key=lambda s: (self._used[s], s))
+        source = max(range(len(shares)), key=lambda s: (shares[s], s == slot))
         # At least one token must be computed anew: its logits choose the first token of the answer.
-        shared = min(common_prefix(self.cached[slot], sequence.tokens), len(sequence.tokens) - 1)
+        shared = min(shares[source], len(sequence.tokens) - 1)
         sequence.slot, sequence.computed, sequence.cached = slot, shared, shared
         self.cached[slot] = sequence.tokens[:shared]
+        self._clock += 1
+        self._used[slot] = self._clock
         self._running[slot] = sequence
+        return [(source, slot, shared)] if source != slot and shared else []
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """Record that the tokens up to ``computed`` are in the cache now."""

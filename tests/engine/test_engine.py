@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, 
 from llmsvc.engine import Engine, FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from llmsvc.engine.detokenize import Detokenizer
 from llmsvc.engine.sampling import sample
-from llmsvc.engine.scheduler import Scheduler
+from llmsvc.engine.scheduler import Scheduler, Sequence
 from llmsvc.errors import BadRequest, Busy, Unavailable
 
 SIZE: dict[str, Any] = {
@@ -211,17 +211,26 @@ def test_no_schedule_leaves_a_slot_behind(actions: list[tuple[str, int, int]]) -
     scheduler = Scheduler(slots=3, chunk=8, max_waiting=100)
     submitted: set[str] = set()
     ended: list[str] = []
+    held: list[list[int]] = [[], [], []]  # what a cache would hold
+
+    def write(sequence: Sequence, end: int) -> None:
+        start = sequence.computed
+        held[sequence.slot][start:end] = sequence.tokens[start:end]
+        scheduler.advance(sequence, end)
+        assert held[sequence.slot][:end] == sequence.tokens[:end]
 
     def step() -> None:
         ended.extend(s.request.id for s in scheduler.take_cancelled())
         plan = scheduler.plan()
+        for source, slot, tokens in plan.copies:
+            held[slot][:tokens] = held[source][:tokens]
         slots = [s.slot for s in plan.decode] + ([plan.prefill.slot] if plan.prefill else [])
         assert len(slots) == len(set(slots)) <= 3
         for sequence in plan.decode:
-            scheduler.advance(sequence, len(sequence.tokens))
+            write(sequence, len(sequence.tokens))
         if plan.prefill:
             assert plan.start < plan.end <= plan.start + 8
-            scheduler.advance(plan.prefill, plan.end)
+            write(plan.prefill, plan.end)
         done = [*plan.decode, *([plan.prefill] if plan.prefill and plan.end == len(plan.prefill.tokens) else [])]
         for sequence in done:
             sequence.tokens.append(3)
@@ -234,7 +243,7 @@ def test_no_schedule_leaves_a_slot_behind(actions: list[tuple[str, int, int]]) -
         if action == "s":
             name = str(len(submitted))
             submitted.add(name)
-            prompt = tuple([which % 3 + 4] * length)
+            prompt = tuple([4] * (length // 2) + [which % 3 + 4] * (length - length // 2))
             scheduler.submit(GenerationRequest(name, prompt, SamplingParams(max_tokens=which % 5 + 1), lambda _: None))
         elif action == "c":
             scheduler.cancel(str(which))
@@ -245,3 +254,20 @@ def test_no_schedule_leaves_a_slot_behind(actions: list[tuple[str, int, int]]) -
             break
         step()
     assert sorted(ended) == sorted(submitted)
+
+
+def test_a_second_chat_takes_nothing_from_the_first(tokenizer: Any) -> None:
+    """Chats that begin alike share that beginning, and each finds its own text again."""
+    engine = Engine(tiny("llama"), tokenizer, window=512, slots=4)
+    collected = Collected(engine)
+    system = [9] * 40
+    chats = {name: [*system, *([n + 20] * 30)] for n, name in enumerate("abc")}
+    try:
+        for name, prompt in chats.items():
+            collected.submit(name, prompt, max_tokens=1)
+            assert collected.all(1)[name][1].cached_tokens == (0 if name == "a" else 40)
+        for name, prompt in chats.items():
+            collected.submit(name, [*prompt, 5], max_tokens=1)
+            assert collected.all(1)[name][1].cached_tokens == 70
+    finally:
+        engine.close()

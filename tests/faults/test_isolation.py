@@ -133,20 +133,22 @@ class User:
         """Until everything is answered; then it must all be there, in its order."""
 
         def settled() -> bool:
-            found = self.session(session)
+            found.update(self.session(session))
+            assert not [m["error"] for m in found["messages"] if m["state"] == "failed"]
             return not found["queued"] and all(m["state"] in ("done", "stopped") for m in found["messages"])
 
-        until(settled)
-        messages = self.session(session)["messages"]
+        found: dict[str, Any] = {}
+        until(settled, pause=0.5)
+        messages = found["messages"]
         assert [m["role"] for m in messages] == ["user", "assistant"] * len(self.asked[session])
         assert [m["content"] for m in messages[::2]] == self.asked[session]
 
 
-def until(condition, seconds: float = 300) -> None:
+def until(condition, seconds: float = 300, pause: float = 0.1) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
+        time.sleep(pause)
 
 
 def test_nobody_gets_what_is_anothers(own_data: Path, request: pytest.FixtureRequest) -> None:

@@ -285,6 +285,35 @@ def test_code_tables_and_mathematics_are_drawn_and_markup_is_text(page: Page, ap
     expect(page.locator("#scroll .thought-group")).to_contain_text("Reasoning")
 
 
+def test_the_page_is_at_the_end_of_a_long_chat_until_one_scrolls_up(page: Page, app) -> None:
+    longest(app, ENDLESS)
+    rows = [
+        {"role": ("user", "assistant")[n % 2], "content": f"Message {n}. " + "word " * (n * 7 % 60)} for n in range(40)
+    ]
+    made = Client(app.url, verbose=False).predict(json.dumps({"messages": rows}), api_name="/session_import")
+    open_page(page, f"{app.url}/#{made['id']}")
+    page.reload()
+    below = (
+        "() => { const s = document.querySelector('#scroll'); return s.scrollHeight - s.scrollTop - s.clientHeight }"
+    )
+    expect(page.get_by_text("Message 39.")).to_be_in_viewport()
+    page.wait_for_function(f"({below})() < 5")
+    send(page, LONG)
+    live = page.locator("#live .message").last
+    expect(live).to_contain_text(WORDS, timeout=60_000)
+    page.reload()
+    expect(live).to_contain_text(WORDS, timeout=60_000)
+    expect(live).to_be_in_viewport()
+    page.locator("#scroll").hover()
+    page.mouse.wheel(0, -600)
+    page.wait_for_function(f"({below})() > 400")
+    shown = len(live.inner_text())
+    page.wait_for_function("(n) => document.querySelector('#live').textContent.length > n + 200", arg=shown)
+    assert page.evaluate(below) > 400  # the reader is left alone
+    page.click("#composer .stop-button")
+    answered(page)
+
+
 def test_earlier_messages_are_shown_on_demand(page: Page, app) -> None:
     rows = [{"role": ("user", "assistant")[n % 2], "content": f"Message {n}."} for n in range(100)]
     made = Client(app.url, verbose=False).predict(json.dumps({"messages": rows}), api_name="/session_import")
