@@ -27,7 +27,8 @@ class User:
     def __init__(self, url: str, name: str, password: str, code: str) -> None:
         self.name, self.code, self.done = name, code, Counter[str]()
         self._url, self._dice = url, random.Random(name)
-        self._client = Client(url, auth=(name, password), verbose=False)
+        # Two, since gradio_client can take one call's end for another's that begins: it cancels that then.
+        self._client, self._sender = (Client(url, auth=(name, password), verbose=False) for _ in range(2))
         self._client.predict({"max_tokens": 12}, api_name="/settings_set")
         self.asked: dict[str, list[str]] = {}
         self._jobs: list[Any] = []
@@ -70,7 +71,7 @@ class User:
             return  # enough waits
         text = f"{secrets.token_hex(3)}: my code is {self.code}. Repeat my code."
         before = self.count(session)
-        self._jobs.append(self._client.submit(session, text, api_name="/chat"))
+        self._jobs.append(self._sender.submit(session, text, api_name="/chat"))
         until(lambda: self.count(session) == before + 1)
         self.asked[session].append(text)
 
@@ -106,7 +107,7 @@ class User:
         if messages:
             place = self._dice.randrange(len(messages))
             text = f"{secrets.token_hex(3)}: once more, my code is {self.code}."
-            self._jobs.append(self._client.submit(session, messages[place]["id"], text, api_name="/edit"))
+            self._jobs.append(self._sender.submit(session, messages[place]["id"], text, api_name="/edit"))
             until(lambda: self.shown(session)[-1:] == [text])
             self.asked[session] = [*self.asked[session][:place], text]
 
@@ -138,7 +139,7 @@ class User:
             return not found["queued"] and all(m["state"] in ("done", "stopped") for m in found["messages"])
 
         found: dict[str, Any] = {}
-        until(settled, pause=0.5)
+        until(settled, 900, 0.5)
         messages = found["messages"]
         assert [m["role"] for m in messages] == ["user", "assistant"] * len(self.asked[session])
         assert [m["content"] for m in messages[::2]] == self.asked[session]
