@@ -178,7 +178,7 @@ def watch_events(url: str, session: str) -> float:
 def crowd(rate: float, tokens: int, watchers: int, by_page: bool) -> dict[str, float]:
     """How much longer answers take to see when many are watched at once, each session by one watcher."""
     with service(rate) as (url, pid):
-        client = Client(url, verbose=False)
+        client = Client(url, verbose=False, max_workers=2 * watchers)
         client.predict({"max_tokens": tokens}, api_name="/settings_set")
 
         def one(_: int) -> tuple[float, float]:

@@ -1,11 +1,14 @@
 """The way of tokens from the engines' threads to the event loop."""
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from llmsvc.engine import TokenEvent
+
+log = logging.getLogger(__name__)
 
 CROSSING_SECONDS = 0.02
 
@@ -48,4 +51,7 @@ class Crossing:
             arrived, self._arrived = self._arrived, deque()
             self._coming = False
         for receive, event in arrived:
-            receive(event)
+            try:
+                receive(event)
+            except Exception:  # one answer's trouble must not cost the others their tokens
+                log.exception("an event was lost")

@@ -86,5 +86,7 @@ class SlotCache(Cache):
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """Copy the keys and values of the first ``tokens`` positions from one slot to another."""
         for layer in self.layers:
+            if not layer.is_initialized:  # it looks into another layer's
+                continue
             layer.keys[slot, :, :tokens] = layer.keys[source, :, :tokens]
             layer.values[slot, :, :tokens] = layer.values[source, :, :tokens]

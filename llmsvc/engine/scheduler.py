@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from llmsvc.engine.request import GenerationRequest
 
+SHARED_CHUNK = 64
+"""Tokens of a prompt in a step in which others decode: they wait for them."""
+
 
 class QueueFull(Exception):
     """The waiting queue is at its bound."""
@@ -114,7 +117,8 @@ class Scheduler:
         decode = tuple(s for s in self._running.values() if not s.prefilling)
         if prefilling is None:
             return Plan(tuple(copies), decode=decode)
-        end = min(len(prefilling.tokens), prefilling.computed + self._chunk)
+        chunk = min(self._chunk, SHARED_CHUNK) if decode else self._chunk
+        end = min(len(prefilling.tokens), prefilling.computed + chunk)
         return Plan(tuple(copies), prefilling, prefilling.computed, end, decode)
 
     def _admit(self, sequence: Sequence) -> list[tuple[int, int, int]]:
