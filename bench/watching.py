@@ -73,9 +73,11 @@ class PageClient:
 
     def ask(self) -> int:
         """Send a message and watch its answer to the end, with all that the page does around it: bytes that came."""
-        size = self._queued({**self._body("on_submit"), "data": [{"text": "Tell me more.", "files": []}]})
+        size = self._queued(
+            {**self._body("on_submit"), "data": [self._session, {"text": "Tell me more.", "files": []}]}
+        )
         size += self._lines(f"/v1/sessions/{self._session}/stream", "event: end")
-        done = {**self._body("on_action"), "data": [], "event_data": {"action": "done", "id": ""}}
+        done = {**self._body("on_action"), "data": [self._session], "event_data": {"action": "done", "id": ""}}
         return size + self._queued(done)
 
     def _body(self, name: str) -> dict[str, Any]:

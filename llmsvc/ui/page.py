@@ -85,17 +85,17 @@ class Page:
             **private,
         )
         # Those that may have a note to show go through the queue: Gradio shows notes of no others.
-        on.box.submit(self.on_submit, [on.box], **view)
-        on.more.click(self.on_continue, None, **view)
-        on.waiting.select(self.on_action, None, **view)
-        on.list.select(self.on_list, [on.query], **quick)
+        on.box.submit(self.on_submit, [on.saved, on.box], **view)
+        on.more.click(self.on_continue, [on.saved], **view)
+        on.waiting.select(self.on_action, [on.saved], **view)
+        on.list.select(self.on_list, [on.saved, on.query], **quick)
         on.undo.click(self.on_undo, None, **quick)
         on.bring.upload(self.on_import, [on.bring], **quick)
-        on.box.stop(self.on_stop, None, **quick)
+        on.box.stop(self.on_stop, [on.saved], **quick)
         on.new.click(self.on_new, [on.query], **quick)
-        on.earlier.click(self.on_earlier, None, **quick)
-        on.query.change(self.on_search, [on.query], **quick)
-        on.table.select(self.on_model, None, **quick)
+        on.earlier.click(self.on_earlier, [on.saved], **quick)
+        on.query.change(self.on_search, [on.saved, on.query], **quick)
+        on.table.select(self.on_model, [on.saved], **quick)
         on.load.click(self.on_load_model, [on.choice, on.quantization], None, **private)
         # The running answer comes to the browser as server-sent events: Gradio's own stream costs ten times as much,
         # and an answer must survive a cut of it.
@@ -104,22 +104,21 @@ class Page:
         gr.Timer(1.0).tick(
             self.on_tick, [on.saved, on.go], [on.news], queue=False, show_progress="hidden", api_visibility="private"
         )
-        on.news.change(self.on_news, [on.query], **quick)
+        on.news.change(self.on_news, [on.saved, on.query], **quick)
         own, defaults = ([knobs[name] for name in KNOBS] for knobs in (on.own, on.defaults))
         demo.load(self.on_defaults_shown, None, defaults, **private)
         on.saved.change(self.on_own_shown, [on.saved], [*own, on.links], **private)
-        on.reset.click(self.on_reset, None, own, **private)
+        on.reset.click(self.on_reset, [on.saved], own, **private)
         for name in KNOBS:
             for knob, save in ((on.defaults[name], self._default_saver(name)), (on.own[name], self._own_saver(name))):
                 changed = [knob.blur, knob.submit] if isinstance(knob, gr.Textbox) else [knob.release]
-                gr.on(changed, save, [knob], None, **private)
+                gr.on(changed, save, [on.saved, knob], None, **private)
 
     # What changes by itself
 
     async def on_tick(self, saved: str, go: str, request: gr.Request) -> str:
         """Once a second: a word that changes when there is news."""
-        owner, service = owner_of(request), self._service
-        tab = self._tabs.of(request, lambda: self._here(owner, str(saved or "")))
+        service, tab = self._service, self._tab(request, saved)
         turn = service.turns.active(tab.session_id)
         arrived = (go or "", tab.turn) == (tab.told, turn.id if turn else "")
         tab.missed = 0 if arrived else tab.missed + 1
@@ -133,9 +132,9 @@ class Page:
             tab.seen, tab.count = state, tab.count + 1
         return f"{tab.count}"
 
-    async def on_news(self, query: str, request: gr.Request) -> Values:
+    async def on_news(self, saved: str, query: str, request: gr.Request) -> Values:
         """What changed without this tab."""
-        owner, service, tab = owner_of(request), self._service, self._tabs.of(request)
+        owner, service, tab = owner_of(request), self._service, self._tab(request, saved)
         here = self._here(owner, tab.session_id)
         rows = service.pool.list()
         model = service.sessions.row(owner, here)["model"] if here else service.default_model
@@ -156,9 +155,9 @@ class Page:
         """Open the chat that the address names, or that this browser had open."""
         return self._show(str(saved or ""), request).values()
 
-    async def on_submit(self, value: dict[str, Any], request: gr.Request) -> Values:
+    async def on_submit(self, saved: str, value: dict[str, Any], request: gr.Request) -> Values:
         """Send the message, or the changed one."""
-        owner, tab, text = owner_of(request), self._tabs.of(request), value.get("text") or ""
+        owner, tab, text = owner_of(request), self._tab(request, saved), value.get("text") or ""
         turns = self._service.turns
         if not text.strip():
             return View().values()
@@ -181,16 +180,16 @@ class Page:
         sent = View(box=gr.update(value={"text": "", "files": []}), editing="", undo=gr.update(visible=False))
         return sent.over(self._show(session_id, request)).values()
 
-    async def on_continue(self, request: gr.Request) -> Values:
+    async def on_continue(self, saved: str, request: gr.Request) -> Values:
         """Go on with an answer that was cut."""
-        tab = self._tabs.of(request)
+        tab = self._tab(request, saved)
         with _noted():
             self._service.turns.resume(owner_of(request), tab.session_id, version=tab.version)
         return self._show(tab.session_id, request).values()
 
-    async def on_action(self, event: gr.EventData, request: gr.Request) -> Values:
+    async def on_action(self, saved: str, event: gr.EventData, request: gr.Request) -> Values:
         """A button of a message, of one that waits, or a key."""
-        owner, tab, turns = owner_of(request), self._tabs.of(request), self._service.turns
+        owner, tab, turns = owner_of(request), self._tab(request, saved), self._service.turns
         action, id_, session_id = str(event.action), str(event.id), tab.session_id
         if action in ("edit", "edit-last", "edit-queued", "cancel"):
             with shown_errors():
@@ -207,9 +206,9 @@ class Page:
             # What is left is "done": the answer that was watched has ended.
         return self._show(session_id, request).values()
 
-    async def on_list(self, query: str, event: gr.EventData, request: gr.Request) -> Values:
+    async def on_list(self, saved: str, query: str, event: gr.EventData, request: gr.Request) -> Values:
         """Open, rename or delete the chosen chat."""
-        owner, tab = owner_of(request), self._tabs.of(request)
+        owner, tab = owner_of(request), self._tab(request, saved)
         chosen, action = str(event.id), str(event.action)
         with shown_errors():
             if action == "open":
@@ -238,9 +237,9 @@ class Page:
             created = await asyncio.to_thread(self._import, owner_of(request), Path(path))
         return self._show(created["id"], request).values()
 
-    async def on_model(self, event: gr.EventData, request: gr.Request) -> Values:
+    async def on_model(self, saved: str, event: gr.EventData, request: gr.Request) -> Values:
         """Use a model in this chat, or unload it."""
-        owner, tab, model_id = owner_of(request), self._tabs.of(request), str(event.id)
+        owner, tab, model_id = owner_of(request), self._tab(request, saved), str(event.id)
         with shown_errors():
             if event.action == "unload":
                 await asyncio.to_thread(self._service.pool.unload, model_id)
@@ -250,9 +249,9 @@ class Page:
         rows = self._service.pool.list()
         return View(table=models.model_table(rows, model_id)).over(self._show(session_id, request)).values()
 
-    async def on_stop(self, request: gr.Request) -> Values:
+    async def on_stop(self, saved: str, request: gr.Request) -> Values:
         try:
-            await self._service.turns.stop(owner_of(request), self._tabs.of(request).session_id)
+            await self._service.turns.stop(owner_of(request), self._tab(request, saved).session_id)
         except NotFound:  # it ended by itself meanwhile
             return View(box=_box(running=False)).values()
         return View().values()
@@ -260,15 +259,15 @@ class Page:
     async def on_new(self, query: str, request: gr.Request) -> Values:
         return self._blank(owner_of(request), self._tabs.of(request), query).values()
 
-    async def on_earlier(self, request: gr.Request) -> Values:
-        tab = self._tabs.of(request)
+    async def on_earlier(self, saved: str, request: gr.Request) -> Values:
+        tab = self._tab(request, saved)
         tab.limit += chat.WINDOW
         tab.mounted = ()
         whole = self._opened(owner_of(request), tab)
         return View(history=whole.history, recent=whole.recent, earlier=whole.earlier).values()
 
-    async def on_search(self, query: str, request: gr.Request) -> Values:
-        owner, tab = owner_of(request), self._tabs.of(request)
+    async def on_search(self, saved: str, query: str, request: gr.Request) -> Values:
+        owner, tab = owner_of(request), self._tab(request, saved)
         return View(list=await asyncio.to_thread(self._list, owner, tab, query)).values()
 
     async def on_load_model(self, model_id: str, quantization: str) -> None:
@@ -286,23 +285,23 @@ class Page:
         values = turns.session_settings(owner, here) if here else turns.settings()
         return *_knob_values(values), _links(here)
 
-    async def on_reset(self, request: gr.Request) -> tuple[Any, ...]:
-        owner, tab, turns = owner_of(request), self._tabs.of(request), self._service.turns
+    async def on_reset(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
+        owner, tab, turns = owner_of(request), self._tab(request, saved), self._service.turns
         tab.settings = {}
         if here := self._here(owner, tab.session_id):
             return _knob_values(turns.set_session_settings(owner, here, dict.fromkeys(KNOBS)))
         return _knob_values(turns.settings())
 
     def _default_saver(self, name: str) -> Callable[..., Any]:
-        async def save(value: Any) -> None:
+        async def save(_: str, value: Any) -> None:
             with shown_errors():
                 self._service.turns.set_settings({name: _typed_in(name, value)})
 
         return save
 
     def _own_saver(self, name: str) -> Callable[..., Any]:
-        async def save(value: Any, request: gr.Request) -> None:
-            owner, tab, turns = owner_of(request), self._tabs.of(request), self._service.turns
+        async def save(saved: str, value: Any, request: gr.Request) -> None:
+            owner, tab, turns = owner_of(request), self._tab(request, saved), self._service.turns
             with shown_errors():
                 change = {name: _typed_in(name, value)}
                 if here := self._here(owner, tab.session_id):
@@ -314,6 +313,10 @@ class Page:
         return save
 
     # What is on the screen
+
+    def _tab(self, request: gr.Request, saved: str) -> Tab:
+        """This tab. One that the server does not know, since it was started again, shows what the page says."""
+        return self._tabs.of(request, lambda: self._here(owner_of(request), str(saved or "")))
 
     def _show(self, session_id: str, request: gr.Request) -> View:
         """Open a session in this tab, as a whole if it showed another one."""

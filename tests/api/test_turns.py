@@ -188,6 +188,29 @@ def test_a_stream_of_nothing_is_an_error_object(app, session) -> None:
         assert response.json()["error"]["type"] == "not_found_error"
 
 
+def test_a_page_that_is_older_than_the_server_stays_in_its_chat(app, client, session) -> None:
+    """After a restart the server knows no tab. What one does first is about the chat that it shows."""
+    client.predict(session, "Name a colour.", max_tokens=5, api_name="/chat")
+    chats = client.predict(api_name="/session_list")
+    names = {row["api_name"]: row["id"] for row in httpx.get(f"{app.url}/config").json()["dependencies"]}
+
+    def first(name: str, data: list[Any], event: Row | None = None) -> list[Any]:
+        tab = f"{name}{time.monotonic_ns()}"
+        body = {"fn_index": names[name], "session_hash": tab, "event_data": event, "data": data}
+        httpx.post(f"{app.url}/gradio_api/queue/join", json=body).raise_for_status()
+        with httpx.stream("GET", f"{app.url}/gradio_api/queue/data?session_hash={tab}", timeout=60) as response:
+            for line in response.iter_lines():
+                if '"process_completed"' in line:
+                    return json.loads(line.removeprefix("data: "))["output"]["data"]
+        raise AssertionError("the stream broke off")
+
+    assert first("on_action", [session], {"action": "done", "id": ""})[0] == session
+    assert first("on_submit", [session, {"text": "And another.", "files": []}])[0] == session  # shown, and not sent yet
+    assert [m["content"] for m in messages(client, session)][::2] == ["Name a colour."]
+    assert first("on_action", [session], {"action": "again", "id": messages(client, session)[1]["id"]})[0] == session
+    assert client.predict(api_name="/session_list") == chats
+
+
 def test_settings_go_from_all_to_model_to_session_to_message(client, session) -> None:
     (model,) = [m["id"] for m in client.predict(api_name="/model_catalog") if m["default"]]
     client.predict({"max_tokens": 9, "temperature": 0}, api_name="/settings_set")

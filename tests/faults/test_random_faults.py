@@ -90,14 +90,19 @@ class Trial:
         self.app = App(data).wait()
         self.proxy = Proxy(self.app.port)
         self.client = Client(self.app.url, verbose=False)
-        self.sessions = [self.client.predict(api_name="/session_create")["id"] for _ in range(3)]
-        self.asked: dict[str, list[str]] = {session: [] for session in self.sessions}
+        self.asked: dict[str, list[str]] = {}
+        self.begin()
         self.context = browser.new_context(viewport={"width": 1360, "height": 860})
         self.context.add_init_script(WATCH)
         self.page = self.open(self.sessions[0])
         self.relived: list[float] = []
         self.missing: list[float] = []
         self.done: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Three chats, new ones."""
+        self.sessions = [self.client.predict(api_name="/session_create")["id"] for _ in range(3)]
+        self.asked |= {session: [] for session in self.sessions}
 
     def open(self, session: str) -> Page:
         page = self.context.new_page()
@@ -215,8 +220,10 @@ def test_no_answer_is_lost_or_doubled(browser: Browser, own_data: Path, request:
     trial = Trial(browser, own_data)
     try:
         for number, fault in enumerate(faults):
+            if number % 30 == 29:
+                trial.begin()
             trial.round(number, fault, dice)
-        stored = {s: [m["content"] for m in trial.messages(s)[::2]] for s in trial.sessions}
+        stored = {s: [m["content"] for m in trial.messages(s)[::2]] for s in trial.asked}
         assert stored == trial.asked
     finally:
         trial.context.close()
