@@ -24,6 +24,8 @@ CHECKPOINT_SECONDS = 0.75
 FRAME_SECONDS = 0.05
 FRAMES_AT_ONCE = 32
 """With more watchers than this, frames come less often, so that what all of them cost stays the same."""
+IDLE_SECONDS = 15.0
+"""A watcher of an answer that waits gets the same frame again after so long: what is silent is cut by proxies."""
 MOST_QUEUED = 20
 STALE = "This chat went on elsewhere. Here is its newest state; your text is still in the box."
 
@@ -244,8 +246,8 @@ class Turns:
                     yield turn.text, turn.status()
                     if not finished:
                         await asyncio.sleep(FRAME_SECONDS * max(1.0, self._watchers / FRAMES_AT_ONCE))
-                elif not finished:
-                    await watch.wait()
+                elif not finished and not await watch.wait(IDLE_SECONDS):
+                    seen = (-1, "", "")
                 if finished:
                     return
         finally:

@@ -101,9 +101,8 @@ class Page:
         # and an answer must survive a cut of it.
         on.go.change(None, [on.go], None, js="(go) => { window.llmsvcWatch(go) }", **private)
         on.pipe.select(None, None, [on.live], js="() => window.llmsvcLive()", **private)
-        gr.Timer(1.0).tick(
-            self.on_tick, [on.saved, on.go], [on.news], queue=False, show_progress="hidden", api_visibility="private"
-        )
+        # "multiple" (in private): one request that never comes back, from a lost network, must not make the page deaf.
+        gr.Timer(1.0).tick(self.on_tick, [on.saved, on.go], [on.news], queue=False, **private)
         on.news.change(self.on_news, [on.saved, on.query], **quick)
         own, defaults = ([knobs[name] for name in KNOBS] for knobs in (on.own, on.defaults))
         demo.load(self.on_defaults_shown, None, defaults, **private)
@@ -119,8 +118,7 @@ class Page:
     async def on_tick(self, saved: str, go: str, request: gr.Request) -> str:
         """Once a second: a word that changes when there is news."""
         service, tab = self._service, self._tab(request, saved)
-        turn = service.turns.active(tab.session_id)
-        arrived = (go or "", tab.turn) == (tab.told, turn.id if turn else "")
+        arrived = (go or "") == tab.told and not (tab.session_id and self._is_old(owner_of(request), tab))
         tab.missed = 0 if arrived else tab.missed + 1
         state = (
             tab.missed // 2,  # what this tab was to show got lost with its connection: tell it again

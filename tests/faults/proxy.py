@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from contextlib import suppress
 
 
 class Proxy:
@@ -53,8 +52,10 @@ class Proxy:
                 end.transport.abort()
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        try:
             while data := await reader.read(65536):
                 writer.write(data)
                 await writer.drain()
             writer.write_eof()
+        except OSError:  # one end is gone, so the other one must not wait for it
+            writer.transport.abort()

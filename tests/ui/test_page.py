@@ -193,6 +193,18 @@ def test_a_tab_that_is_out_of_date_changes_nothing(page: Page, app) -> None:
     ]
 
 
+def test_a_request_that_never_comes_back_does_not_make_the_page_deaf(page: Page, app) -> None:
+    page.click("#new-chat")
+    send(page, "What is the capital of France?")
+    answered(page)
+    lost: list[Route] = []
+    page.route("**/run/predict", lambda route: lost.append(route) if len(lost) < 2 else route.continue_())
+    page.wait_for_event("request", lambda request: request.url.endswith("/run/predict"))
+    Client(app.url, verbose=False).predict(page.url.split("#")[1], "Name a colour.", max_tokens=8, api_name="/chat")
+    expect(page.locator("#scroll")).to_contain_text("Name a colour.", timeout=20_000)
+    assert len(lost) == 2
+
+
 def test_three_running_chats_stay_apart(page: Page, app) -> None:
     longest(app, ENDLESS)
     animals = ("bear", "whale", "crow")
@@ -429,6 +441,7 @@ def test_phone_width(browser: Browser, app) -> None:
     page.locator("#sidebar .toggle-button").click()
     page.locator("#sessions li").last.locator(".open").click()
     expect(page.locator("#sidebar.open")).to_have_count(0)  # it makes room for the chat that was chosen
+    expect(page.locator("#sessions")).not_to_be_in_viewport()
     expect(page.locator("#scroll .message").first).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.screenshot(path=SHOTS / "phone.png")
