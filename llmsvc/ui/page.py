@@ -109,9 +109,13 @@ class Page:
         on.saved.change(self.on_own_shown, [on.saved], [*own, on.links], **private)
         on.reset.click(self.on_reset, [on.saved], own, **private)
         for name in KNOBS:
-            for knob, save in ((on.defaults[name], self._default_saver(name)), (on.own[name], self._own_saver(name))):
+            default, mine = on.defaults[name], on.own[name]
+            for knob, save, given in (
+                (default, self._default_saver(name), [default]),
+                (mine, self._own_saver(name), [on.saved, mine]),
+            ):
                 changed = [knob.blur, knob.submit] if isinstance(knob, gr.Textbox) else [knob.release]
-                gr.on(changed, save, [on.saved, knob], None, **private)
+                gr.on(changed, save, given, None, **private)
 
     # What changes by itself
 
@@ -291,7 +295,7 @@ class Page:
         return _knob_values(turns.settings())
 
     def _default_saver(self, name: str) -> Callable[..., Any]:
-        async def save(_: str, value: Any) -> None:
+        async def save(value: Any) -> None:
             with shown_errors():
                 self._service.turns.set_settings({name: _typed_in(name, value)})
 
