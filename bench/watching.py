@@ -4,9 +4,8 @@ Runs the service with an engine of a fixed rate (``bench.paced``), prints a tabl
 ``bench/results/watching.json``. Compare numbers of one run only.
 """
 
-import concurrent.futures
+import asyncio
 import json
-import os
 import random
 import socket
 import statistics
@@ -15,24 +14,24 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 from gradio_client import Client
 from playwright.sync_api import CDPSession, Page, sync_playwright
 
 from bench.streaming import until
 
 ROOT = Path(__file__).resolve().parents[1]
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+    """What a process has used of all cores; its clock counts nanoseconds (clock_getcpuclockid(3))."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 @contextmanager
@@ -59,71 +58,137 @@ def chat_with(client: Client, messages: int) -> str:
     return str(client.predict(json.dumps({"title": "Long", "messages": rows}), api_name="/session_import")["id"])
 
 
-class PageClient:
-    """Speaks to the server as the page in a browser does, and counts what comes."""
+@dataclass
+class Seen:
+    """Of one answer: bytes that came, and when it was asked for, began to come and ended, in seconds."""
+
+    size: int
+    asked: float
+    began: float
+    ended: float
+
+
+class Http:
+    """The least that an HTTP client can do, so that many of them leave the machine to the server."""
+
+    def __init__(self, url: str) -> None:
+        self._port = int(url.rsplit(":", 1)[1])
+
+    async def post(self, path: str, body: dict[str, Any]) -> bytes:
+        return await self._send("POST", path, json.dumps(body).encode())
+
+    async def get(self, path: str, last: bytes) -> tuple[int, float]:
+        """Read until ``last`` comes: bytes, and when the first of them came."""
+        self._first = 0.0
+        return len(await self._send("GET", path, b"", last)), self._first
+
+    async def _send(self, method: str, path: str, body: bytes, last: bytes = b"") -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        try:
+            found = bytearray()
+            while part := await reader.read(1 << 16):
+                self._first = self._first if found else time.monotonic()
+                found += part
+                if last and last in found[-len(part) - len(last) :]:
+                    break
+            else:
+                if last or b" 200 " not in found[:20]:
+                    raise AssertionError(f"{method} {path}: {bytes(found[-300:])!r}")
+            return bytes(found)
+        finally:
+            writer.close()
+
+
+class Script(Http):
+    """Asks by /chat, and watches the session's server-sent events."""
 
     def __init__(self, url: str, session: str) -> None:
-        self._url, self._session = url, session
-        self._http = httpx.Client(timeout=120)
-        config = self._http.get(f"{url}/config").json()
-        self._fn = {d["api_name"]: d["id"] for d in config["dependencies"]}
-        self._hash = "".join(random.choices(string.ascii_lowercase, k=10))
-        body = {**self._body("on_load"), "data": [session]}
-        self._http.post(f"{url}/gradio_api/run/predict", json=body).raise_for_status()
+        super().__init__(url)
+        self._session = session
+        with urllib.request.urlopen(f"{url}/gradio_api/info") as answer:
+            given = json.load(answer)["named_endpoints"]["/chat"]["parameters"]
+        self._rest = [parameter["parameter_default"] for parameter in given[2:]]
 
-    def ask(self) -> int:
-        """Send a message and watch its answer to the end, with all that the page does around it: bytes that came."""
-        size = self._queued(
-            {**self._body("on_submit"), "data": [self._session, {"text": "Tell me more.", "files": []}]}
-        )
-        size += self._lines(f"/v1/sessions/{self._session}/stream", "event: end")
+    async def ask(self) -> Seen:
+        asked = time.monotonic()
+        answer = await self.post("/gradio_api/call/chat", {"data": [self._session, "Tell me more.", *self._rest]})
+        event = json.loads(answer[answer.index(b"{") : answer.rindex(b"}") + 1])["event_id"]
+        first, _ = await self.get(f"/gradio_api/call/chat/{event}", b"event: generating")
+        size, began = await self.get(f"/v1/sessions/{self._session}/stream", b"event: end")
+        return Seen(first + size, asked, began, time.monotonic())
+
+
+class PageClient(Http):
+    """Speaks to the server as the page in a browser does."""
+
+    def __init__(self, url: str, session: str) -> None:
+        super().__init__(url)
+        self._session = session
+        with urllib.request.urlopen(f"{url}/config") as answer:
+            self._fn = {d["api_name"]: d["id"] for d in json.load(answer)["dependencies"]}
+        self._hash = "".join(random.choices(string.ascii_lowercase, k=10))
+        asyncio.run(self.post("/gradio_api/run/predict", {**self._body("on_load"), "data": [session]}))
+
+    async def ask(self) -> Seen:
+        """Send a message and watch its answer to the end, with all that the page does around it."""
+        asked = time.monotonic()
+        message = {"text": "Tell me more.", "files": []}
+        size = await self._queued({**self._body("on_submit"), "data": [self._session, message]})
+        streamed, began = await self.get(f"/v1/sessions/{self._session}/stream", b"event: end")
+        ended = time.monotonic()
         done = {**self._body("on_action"), "data": [self._session], "event_data": {"action": "done", "id": ""}}
-        return size + self._queued(done)
+        return Seen(size + streamed + await self._queued(done), asked, began, ended)
 
     def _body(self, name: str) -> dict[str, Any]:
         return {"fn_index": self._fn[name], "session_hash": self._hash, "event_data": None}
 
-    def _queued(self, body: dict[str, Any]) -> int:
-        self._http.post(f"{self._url}/gradio_api/queue/join", json=body).raise_for_status()
-        return self._lines(f"/gradio_api/queue/data?session_hash={self._hash}", '"process_completed"')
-
-    def _lines(self, path: str, last: str) -> int:
-        size = 0
-        with self._http.stream("GET", self._url + path) as response:
-            for line in response.iter_lines():
-                size += len(line)
-                if last in line:
-                    return size
-        raise AssertionError("the stream broke off")
+    async def _queued(self, body: dict[str, Any]) -> int:
+        sent = await self.post("/gradio_api/queue/join", body)
+        size, _ = await self.get(f"/gradio_api/queue/data?session_hash={self._hash}", b'"process_completed"')
+        return len(sent) + size
 
 
-def cost_by_history(rate: float, tokens: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Server CPU by token and bytes by answer, behind 2 and behind 1,000 messages, in turns."""
-    found: dict[int, list[tuple[float, int]]] = {2: [], 1000: []}
+def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:
+    """Server CPU and bytes behind 2 and behind 1,000 messages, in turns.
+
+    Each round asks for a short and for a long answer: their difference is what tokens cost, the rest is what an answer
+    costs, whatever its length (the sending, storing and showing of messages).
+    """
+    lengths = int(2 * rate), int(8 * rate)
+    found: dict[tuple[int, int], list[tuple[float, int]]] = {(n, t): [] for n in (2, 1000) for t in lengths}
     with service(rate) as (url, pid):
         client = Client(url, verbose=False)
-        client.predict({"max_tokens": tokens}, api_name="/settings_set")
         pages = {}
-        for count in found:
+        for count in (2, 1000):
             pages[count] = PageClient(url, chat_with(client, count))
-            pages[count].ask()
+            client.predict({"max_tokens": lengths[0]}, api_name="/settings_set")
+            asyncio.run(pages[count].ask())
         for _ in range(rounds):
-            for count, page in pages.items():
+            for (count, tokens), costs in found.items():
+                client.predict({"max_tokens": tokens}, api_name="/settings_set")
                 before = cpu_seconds(pid)
-                size = page.ask()
-                found[count].append(((cpu_seconds(pid) - before) * 1000 / tokens, size))
+                size = asyncio.run(pages[count].ask()).size
+                costs.append(((cpu_seconds(pid) - before) * 1000, size))
         start = time.monotonic()
         before = cpu_seconds(pid)
         time.sleep(5)
         idle = (cpu_seconds(pid) - before) / (time.monotonic() - start)
-    middle = {n: (statistics.median(c for c, _ in v), statistics.median(s for _, s in v)) for n, v in found.items()}
+    middle = {n: [statistics.median(values) for values in zip(*costs, strict=True)] for n, costs in found.items()}
+    few, many = (
+        (middle[count, lengths[1]][0] - middle[count, lengths[0]][0]) / (lengths[1] - lengths[0]) for count in (2, 1000)
+    )
     return {
         f"{rate:g} tok/s": {
-            "ms CPU by token, 2 messages": middle[2][0],
-            "ms CPU by token, 1,000 messages": middle[1000][0],
-            "ratio of CPU": middle[1000][0] / middle[2][0],
-            "bytes by answer, 2 messages": middle[2][1],
-            "bytes by answer, 1,000 messages": middle[1000][1],
+            "ms CPU by token, 2 messages": few,
+            "ms CPU by token, 1,000 messages": many,
+            "ratio of CPU": many / few,
+            "ms CPU by answer, 2 messages": middle[2, lengths[0]][0] - few * lengths[0],
+            "ms CPU by answer, 1,000 messages": middle[1000, lengths[0]][0] - many * lengths[0],
+            "bytes by answer, 2 messages": middle[2, lengths[1]][1],
+            "bytes by answer, 1,000 messages": middle[1000, lengths[1]][1],
             "share of a core when idle": idle,
         }
     }
@@ -166,56 +231,36 @@ def _answer_in(page: Page, session: CDPSession) -> float:
     return busy() - before
 
 
-def watch_events(url: str, session: str) -> float:
-    """Seconds that an SSE client sees an answer run."""
-    with httpx.Client(timeout=120) as http, http.stream("GET", f"{url}/v1/sessions/{session}/stream") as response:
-        start = 0.0
-        for line in response.iter_lines():
-            start = start or time.monotonic()
-            if line == "event: end":
-                return time.monotonic() - start
-    raise AssertionError("the stream broke off")
+async def crowd(url: str, pid: int, watchers: list[Script] | list[PageClient]) -> dict[str, float]:
+    """How much longer answers take when all of them are watched at once than when one is."""
+    alone = statistics.median(seen.ended - seen.asked for seen in [await watchers[n].ask() for n in range(3)])
+    before, began = cpu_seconds(pid), time.monotonic()
+    seen = await asyncio.gather(*(watcher.ask() for watcher in watchers[3:]))
+    share = (cpu_seconds(pid) - before) / (time.monotonic() - began)
 
+    def p95(values: Iterator[float]) -> float:
+        return sorted(values)[int(0.95 * len(seen))]
 
-def crowd(rate: float, tokens: int, watchers: int, by_page: bool) -> dict[str, float]:
-    """How much longer answers take to see when many are watched at once, each session by one watcher."""
-    with service(rate) as (url, pid):
-        client = Client(url, verbose=False, max_workers=2 * watchers)
-        client.predict({"max_tokens": tokens}, api_name="/settings_set")
-
-        # One after the other, before: gradio_client sometimes cancels a call that begins as another one ends.
-        sessions = iter([client.predict(api_name="/session_create")["id"] for _ in range(watchers + 3)])
-
-        def one(_: int) -> tuple[float, float]:
-            session = next(sessions)
-            if by_page:
-                page = PageClient(url, session)
-                start = time.monotonic()
-                page.ask()
-                return start, time.monotonic()
-            start = time.monotonic()
-            next(iter(client.submit(session, "Tell me more.", api_name="/chat")))
-            watch_events(url, session)
-            return start, time.monotonic()
-
-        alone = statistics.median(end - start for start, end in map(one, range(3)))
-        before, began = cpu_seconds(pid), time.monotonic()
-        with concurrent.futures.ThreadPoolExecutor(watchers) as threads:
-            spans = [end - start for start, end in threads.map(one, range(watchers))]
-        share = (cpu_seconds(pid) - before) / (time.monotonic() - began)
-    spans.sort()
-    return {"alone, s": alone, "p95 slow-down": spans[int(0.95 * len(spans))] / alone, "share of a core": share}
+    return {
+        "alone, s": alone,
+        "p95 slow-down": p95(s.ended - s.asked for s in seen) / alone,
+        "p95 from asking to the first event, s": p95(s.began - s.asked for s in seen),
+        "share of a core": share,
+    }
 
 
 def main() -> None:
     results: dict[str, Any] = {}
     for rate in (30.0, 100.0):
-        results |= cost_by_history(rate, int(rate * 8), 5)
+        results |= cost_by_history(rate, 5)
     results["browser at 30 tok/s"] = browser_cost(30, 240, 3)
-    print(json.dumps(results, indent=1))
-    results["128 SSE watchers at 30 tok/s"] = crowd(30, 450, 128, by_page=False)
-    print(json.dumps(results, indent=1))
-    results["128 pages at 30 tok/s"] = crowd(30, 450, 128, by_page=True)
+    for name, kind in ("128 scripts at 30 tok/s", Script), ("128 pages at 30 tok/s", PageClient):
+        print(json.dumps(results, indent=1))
+        with service(30) as (url, pid):
+            client = Client(url, verbose=False)
+            client.predict({"max_tokens": 450}, api_name="/settings_set")
+            watchers: Any = [kind(url, client.predict(api_name="/session_create")["id"]) for _ in range(131)]
+            results[name] = asyncio.run(crowd(url, pid, watchers))
     print(json.dumps(results, indent=1))
     out = ROOT / "bench" / "results"
     out.mkdir(exist_ok=True)

@@ -24,7 +24,8 @@ class Service:
         self.catalogue = Catalogue(settings.data_dir / "models", settings.model)
         self.default_model = self.catalogue.entry(settings.model).id
         self.database = Database(settings.data_dir)
-        self.pool = ModelPool(self.catalogue, settings.device)
+        compiled = None if settings.no_compile else settings.data_dir / "compiled"
+        self.pool = ModelPool(self.catalogue, settings.device, compiled, settings.full_weights)
         self.sessions = Sessions(self.database, self.default_model)
         self.turns = Turns(self.database, self.sessions, self.pool)
 

@@ -23,6 +23,8 @@ class Settings:
     data_dir: Path = Path("data")
     model: str = SMOLLM2.id
     device: str = "auto"
+    no_compile: bool = False
+    full_weights: bool = False
     share: bool = False
     guests: bool = False
     auth: tuple[tuple[str, str], ...] = ()
@@ -65,6 +67,8 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = o
     add("--data-dir", "where chats and models are kept (./data)", type=Path)
     add("--model", "model that answers unless a chat chooses another: a Hugging Face id or a folder", type=_model)
     add("--device", "auto, cpu, cuda or cuda:N", type=_device)
+    add("--no-compile", "do not compile models for this CPU in the background", action="store_true")
+    add("--full-weights", "on a CPU, do not round the weights of small models to 8 bits", action="store_true")
     add("--share", "make a public link", action="store_true")
     add("--guests", "let visitors without a login in (not available yet)", action="store_true")
     add("--auth", "a login; may be repeated", metavar="USER:PASSWORD", action="append", type=_login)

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ.setdefault("LLMSVC_NO_COMPILE", "1")  # it takes minutes of a core; tests/engine/test_compiled.py does it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,6 +83,13 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = fetch(catalogue, SMOLLM2, lambda stage, done, total: stages.append(stage))
     assert stages or catalogue.local(SMOLLM2)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_dir)
 
 
 @pytest.fixture(scope="session")

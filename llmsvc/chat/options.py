@@ -1,5 +1,6 @@
 """How an answer is made: sampling parameters and the system prompt, with their bounds."""
 
+import json
 from typing import Any
 
 from llmsvc.engine import SamplingParams
@@ -10,13 +11,24 @@ DEFAULTS: Row = {
     "temperature": 0.2,
     "top_p": 0.95,
     "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
     "max_tokens": 1024,
     "seed": None,
     "stop": [],
+    "json_schema": "",
+    "regex": "",
     "system": "",
 }
 
-_LIMITS = {"temperature": (0.0, 5.0), "top_p": (0.0, 1.0), "top_k": (0, 100_000), "max_tokens": (1, 1_000_000)}
+_LIMITS = {
+    "temperature": (0.0, 5.0),
+    "top_p": (0.0, 1.0),
+    "top_k": (0, 100_000),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.1, 10.0),
+    "max_tokens": (1, 1_000_000),
+}
 
 
 def checked(values: Row) -> Row:
@@ -43,9 +55,15 @@ def checked(values: Row) -> Row:
         if seed is not None and (not isinstance(seed, int | float) or not 0 <= seed < 2**63):
             raise BadRequest("seed must be a whole number from 0 to 2^63 - 1.")
         found["seed"] = None if seed is None else int(seed)
-    if "system" in values:
-        found["system"] = str(values["system"] or "")
+    for name in ("system", "json_schema", "regex"):
+        if name in values:
+            found[name] = _text(values[name])
     return found
+
+
+def _text(value: Any) -> str:
+    """A schema may be given as the object that it is."""
+    return json.dumps(value) if isinstance(value, dict) else str(value or "")
 
 
 def merged(*layers: Row) -> Row:
@@ -58,5 +76,7 @@ def merged(*layers: Row) -> Row:
 
 def sampling(options: Row) -> SamplingParams:
     """For the engine, from checked options."""
+    options = {**DEFAULTS, **options}  # those of an older answer may be fewer
     numbers = {name: options[name] for name in _LIMITS}
-    return SamplingParams(**numbers, seed=options["seed"], stop=tuple(options["stop"]))
+    rest = {name: options[name] for name in ("seed", "json_schema", "regex")}
+    return SamplingParams(**numbers, **rest, stop=tuple(options["stop"]))

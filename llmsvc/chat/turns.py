@@ -279,7 +279,7 @@ class Turns:
 
     def _options(self, session: Row, model: str, values: Row) -> Row:
         """Checked options of one answer. Raises BadRequest."""
-        given = {k: v for k, v in values.items() if v is not None and (k != "system" or v)}
+        given = {k: v for k, v in values.items() if v is not None and v != ""}
         return options.merged(*self._layers(model), session["settings"], given)
 
     def _resting(self, owner: str, session_id: str, message_id: str, version: int | None) -> tuple[Row, Row]:
@@ -404,8 +404,11 @@ class Turns:
         turn.started = time.monotonic()
         turn.changed()
         deliver = self._crossing.to(turn.receive)
-        engine.submit(GenerationRequest(turn.id, prompt.tokens, options.sampling(chosen), deliver))
+        request = GenerationRequest(turn.id, prompt.tokens, options.sampling(chosen), deliver, turn.session_id)
+        await asyncio.to_thread(engine.submit, request)  # a grammar takes its time
         turn.engine = engine
+        if turn.outcome:
+            engine.cancel(turn.id)
         while not await turn.over(CHECKPOINT_SECONDS):
             try:
                 await asyncio.to_thread(self._save, turn, "running")

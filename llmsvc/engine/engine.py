@@ -1,15 +1,24 @@
 """One thread that owns one model: schedule, forward, sample, deliver."""
 
 import logging
+import os
 import threading
 from collections import deque
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from llmsvc.engine.compiled import CompiledStep
+from llmsvc.engine.compute import compute
+from llmsvc.engine.constraint import Constraint, Constraints
 from llmsvc.engine.detokenize import Detokenizer
-from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent
+from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from llmsvc.engine.runner import Runner
-from llmsvc.engine.sampling import make_generator, sample
+from llmsvc.engine.sampling import make_generator, penalized, sample
 from llmsvc.engine.scheduler import Plan, QueueFull, Scheduler, Sequence
+from llmsvc.engine.warmup import Warmup
 from llmsvc.errors import BadRequest, Busy, Unavailable
 
 log = logging.getLogger(__name__)
@@ -23,27 +32,48 @@ class Engine:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, window: int, slots: int = 8, chunk: int = 256, max_waiting: int = 256
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        window: int,
+        slots: int = 32,
+        chunk: int = 256,
+        max_waiting: int = 256,
+        kv_bytes: int = 0,
+        compiled: Path | None = None,
     ) -> None:
+        """``kv_bytes``: what the KV cache may take; by default a share of the memory that is there.
+
+        ``compiled``: where compiled steps are kept; without it none is made.
+        """
         self.window = window
         self._tokenizer = tokenizer
         self._device = model.device
         self._eos = _end_tokens(model, tokenizer)
-        self._runner = Runner(model, slots)
-        self._scheduler = Scheduler(slots, chunk, max_waiting)
+        budget = (kv_bytes or _memory(model.device)) // _token_bytes(model)
+        if model.device.type != "cpu":  # there each slot takes as much as the longest
+            slots = max(1, min(slots, budget // window))
+        self._do = compute if model.device.type == "cpu" else _at_once
+        self._runner = Runner(model, slots, window)
+        self._scheduler = Scheduler(slots, chunk, max_waiting, max(budget, window + chunk))
+        self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size)
         self._details: dict[str, _Detail] = {}
-        self._inbox: deque[GenerationRequest | str] = deque()
+        self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._max_waiting = max_waiting
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        self._warmup = (
+            Warmup(model, slots, compiled, self._use, lambda: self.running + self.queued) if compiled else None
+        )
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; its events arrive through ``request.deliver``.
 
-        Raises BadRequest when the prompt leaves no room for an answer, Busy when the queue is full and
-        Unavailable when the engine is closing.
+        Raises BadRequest when the prompt leaves no room for an answer or its grammar cannot be followed, Busy when the
+        queue is full and Unavailable when the engine is closing.
         """
         if not request.prompt:
             raise BadRequest("The prompt is empty.")
@@ -52,19 +82,18 @@ class Engine:
                 f"This needs {len(request.prompt):,} tokens, but the model reads at most {self.window:,}. "
                 "Shorten the message or choose a model with a longer context."
             )
+        constraint = self._constraints.of(request.sampling)
         with self._wake:
             if self._closing:
                 raise Unavailable("This model is being unloaded. Choose another one or load it again.")
             if self._scheduler.waiting + len(self._inbox) >= self._max_waiting:
                 raise Busy("The model is busy with many other requests. Try again in a moment.")
-            self._inbox.append(request)
+            self._inbox.append(lambda: self._accept(request, constraint))
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
         """Stop a request before its next token. Its last event says ``cancelled``."""
-        with self._wake:
-            self._inbox.append(request_id)
-            self._wake.notify()
+        self._put(lambda: self._scheduler.cancel(request_id))
 
     @property
     def running(self) -> int:
@@ -74,82 +103,148 @@ class Engine:
     def queued(self) -> int:
         return self._scheduler.waiting
 
+    @property
+    def compiled(self) -> set[str]:
+        """The kinds of steps that are compiled."""
+        return set(self._runner.compiled)
+
+    @property
+    def warm(self) -> bool:
+        """Whether everything that can be compiled is."""
+        return self._warmup is None or self._warmup.over
+
     def close(self) -> None:
-        """Cancel everything, end the thread and drop the KV cache."""
+        """Cancel everything, end the threads and drop the KV cache."""
         with self._wake:
             self._closing = True
             self._wake.notify()
+        if self._warmup is not None:
+            self._warmup.close()
         self._thread.join()
+        self._runner.compiled = {}
         self._runner.reset()
+
+    def _put(self, action: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(action)
+            self._wake.notify()
+
+    def _use(self, steps: dict[str, CompiledStep]) -> None:
+        def use() -> None:
+            self._runner.compiled = steps
+
+        self._put(use)
+
+    def _accept(self, request: GenerationRequest, constraint: Constraint | None) -> None:
+        try:
+            self._scheduler.submit(request)
+            self._details[request.id] = _Detail(request, self._tokenizer, self._device, constraint)
+        except QueueFull:  # submit() counted before; only a race can come here
+            request.deliver(TokenEvent(request.id, "", 0, FinishReason.ERROR, "The model is busy. Try again."))
 
     def _run(self) -> None:
         try:
-            self._runner.prefill(0, [0], 0)  # the first pass sets up kernels for a second; nobody should wait for it
+            self._do(self._runner.prefill, 0, [0], 0)  # this sets up kernels for a second: nobody should wait for it
             self._runner.reset()
         except Exception:
             log.exception("warm-up failed")
         while self._receive():
             for sequence in self._scheduler.take_cancelled():
                 self._end(sequence, FinishReason.CANCELLED)
-            plan = self._scheduler.plan()
-            try:
-                self._step(plan)
-            except Exception as error:  # one failed step must not take the service down
-                log.exception("engine step failed")
-                self._runner.reset()
-                for cached in self._scheduler.cached:
-                    cached.clear()
-                for sequence in self._scheduler.drain():
-                    self._end(sequence, FinishReason.ERROR, f"The model failed: {error}")
+            self._do(self._step, self._scheduler.plan())
         for sequence in self._scheduler.drain():
             self._end(sequence, FinishReason.CANCELLED)
 
     def _receive(self) -> bool:
-        """Move the inbox to the scheduler, waiting while there is nothing to do. False when closing."""
+        """Do what the inbox says, waiting while there is nothing to do. False when closing."""
         with self._wake:
             while not (self._inbox or self._scheduler.running or self._scheduler.waiting or self._closing):
                 self._wake.wait()
             while self._inbox:
-                item = self._inbox.popleft()
-                if isinstance(item, str):
-                    self._scheduler.cancel(item)
-                    continue
-                try:
-                    self._scheduler.submit(item)
-                    self._details[item.id] = _Detail(item, self._tokenizer, self._device)
-                except QueueFull:  # submit() counted before; only a race can come here
-                    item.deliver(TokenEvent(item.id, "", 0, FinishReason.ERROR, "The model is busy. Try again."))
+                self._inbox.popleft()()
             return not self._closing
 
     def _step(self, plan: Plan) -> None:
-        for source, slot, tokens in plan.copies:
-            self._runner.copy(source, slot, tokens)
-        if plan.decode:
-            lengths = [len(cached) for cached in self._scheduler.cached]
-            logits = self._runner.decode({s.slot: s.tokens[-1] for s in plan.decode}, lengths)
-            for row in plan.decode:
-                self._scheduler.advance(row, len(row.tokens))
-                self._choose(row, logits[row.slot])
-        if (sequence := plan.prefill) is not None:
-            last = self._runner.prefill(sequence.slot, sequence.tokens[plan.start : plan.end], plan.start)
-            self._scheduler.advance(sequence, plan.end)
-            if plan.end == len(sequence.tokens):
-                self._choose(sequence, last)
+        """One failed step must not take the service down, nor one failing request the others."""
+        try:
+            for source, slot, tokens in plan.copies:
+                self._runner.copy(source, slot, tokens)
+            for slot in plan.dropped:
+                self._runner.drop(slot)
+        except Exception as error:  # what the cache holds is not known any more
+            log.error("copying in the KV cache failed", exc_info=error)
+            self._runner.reset()
+            return self._scheduler.forget()
+        try:
+            if plan.decode:
+                self._decode(plan.decode)
+        except Exception as error:
+            if self._shrunk(error):
+                return None
+            log.error("a step failed; its %d rows are tried one by one", len(plan.decode), exc_info=error)
+            for sequence in plan.decode:
+                try:
+                    self._decode((sequence,))
+                except Exception as its_own:
+                    self._fail(sequence, its_own)
+        if (prompt := plan.prefill) is not None:
+            for last_try in (False, True):  # the first may have been a compiled step, which is not taken any more
+                try:
+                    return self._prefill(prompt, plan.start, plan.end)
+                except Exception as error:
+                    if self._shrunk(error):
+                        return None
+                    log.error("a prompt failed", exc_info=error)
+                    if last_try:
+                        self._fail(prompt, error)
+        return None
 
-    def _choose(self, sequence: Sequence, logits: Any) -> None:
+    def _decode(self, rows: tuple[Sequence, ...]) -> None:
+        lengths = [len(cached) for cached in self._scheduler.cached]
+        logits = self._runner.decode({s.slot: s.tokens[-1] for s in rows}, lengths)
+        for row in rows:
+            self._scheduler.advance(row, len(row.tokens))
+            self._choose(row, logits[row.slot])
+
+    def _prefill(self, sequence: Sequence, start: int, end: int) -> None:
+        last = self._runner.prefill(sequence.slot, sequence.tokens[start:end], start)
+        self._scheduler.advance(sequence, end)
+        if end == len(sequence.tokens):
+            self._choose(sequence, last)
+
+    def _shrunk(self, error: Exception) -> bool:
+        """Whether this was for want of memory, and there is some now."""
+        full = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if not (full and self._scheduler.shrink()):
+            return False
+        log.warning("out of memory: the KV cache is made smaller")
+        self._runner.reset()
+        self._scheduler.forget()
+        return True
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        self._scheduler.cached[sequence.slot].clear()
+        self._scheduler.finish(sequence)
+        self._end(sequence, FinishReason.ERROR, f"The model failed: {error}")
+
+    def _choose(self, sequence: Sequence, logits: torch.Tensor) -> None:
         """Sample the next token of a sequence and deliver what it completes."""
         request, detail = sequence.request, self._details[sequence.request.id]
-        token = sample(logits, request.sampling, detail.generator)
+        try:
+            token = detail.choose(logits, sequence.tokens)
+        except Exception as error:  # such as numbers that are no probabilities: the other rows go on
+            log.error("no token could be chosen", exc_info=error)
+            return self._fail(sequence, error)
         sequence.tokens.append(token)
         if token in self._eos:
             return self._finish(sequence, FinishReason.STOP)
         text = detail.detokenizer.push(token)
-        if detail.detokenizer.stopped:
+        if detail.detokenizer.stopped or detail.complete:
             return self._finish(sequence, FinishReason.STOP, text)
         if sequence.generated >= request.sampling.max_tokens or len(sequence.tokens) >= self.window:
             return self._finish(sequence, FinishReason.LENGTH, text)
-        request.deliver(TokenEvent(request.id, text, sequence.generated, cached_tokens=sequence.cached))
-        return None
+        event = TokenEvent(request.id, text, sequence.generated, None, "", sequence.cached, detail.take_logprobs())
+        return request.deliver(event)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, text: str = "") -> None:
         self._scheduler.finish(sequence)
@@ -159,16 +254,69 @@ class Engine:
         detail = self._details.pop(sequence.request.id)
         text += detail.detokenizer.finish()
         sequence.request.deliver(
-            TokenEvent(sequence.request.id, text, sequence.generated, reason, error, sequence.cached)
+            TokenEvent(
+                sequence.request.id, text, sequence.generated, reason, error, sequence.cached, detail.take_logprobs()
+            )
         )
 
 
 class _Detail:
     """What a request needs beside its sequence."""
 
-    def __init__(self, request: GenerationRequest, tokenizer: Any, device: Any) -> None:
+    def __init__(self, request: GenerationRequest, tokenizer: Any, device: Any, constraint: Constraint | None) -> None:
+        self._params, self._tokenizer, self._constraint = request.sampling, tokenizer, constraint
         self.detokenizer = Detokenizer(tokenizer, request.sampling.stop)
-        self.generator = make_generator(request.sampling, device)
+        self._generator = make_generator(request.sampling, device)
+        self._logprobs: list[TokenLogprob] = []
+        self.complete = False
+
+    def choose(self, logits: torch.Tensor, tokens: list[int]) -> int:
+        """The token behind ``tokens``, from logits of shape (vocabulary,)."""
+        params, raw = self._params, logits
+        if params.repetition_penalty != 1:
+            seen = torch.tensor(sorted(set(tokens)), device=logits.device)
+            logits = penalized(logits.float(), params.repetition_penalty, seen)
+        if self._constraint is not None:
+            logits = self._constraint.allowed(logits)
+        token = sample(logits, params, self._generator)
+        if self._constraint is not None:
+            self.complete = self._constraint.push(token)
+        if params.logprobs is not None:
+            self._logprobs.append(self._logprob(raw, token, params.logprobs))
+        return token
+
+    def take_logprobs(self) -> tuple[TokenLogprob, ...]:
+        taken, self._logprobs = tuple(self._logprobs), []
+        return taken
+
+    def _logprob(self, logits: torch.Tensor, token: int, most: int) -> TokenLogprob:
+        found = logits.float().log_softmax(-1)
+        values, ids = found.topk(most)
+        top = zip(ids.tolist(), values.tolist(), strict=True)
+        named = tuple((self._tokenizer.decode([id_]), value) for id_, value in top)
+        return TokenLogprob(self._tokenizer.decode([token]), float(found[token]), named)
+
+
+def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _token_bytes(model: Any) -> int:
+    """Bytes that one token takes in the KV cache."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def _memory(device: Any) -> int:
+    """Bytes for the KV cache: a quarter of the machine's memory, or most of what a GPU has left."""
+    if device.type == "cuda":
+        return int(0.8 * torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (ValueError, OSError, AttributeError):
+        return 4 * 2**30
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

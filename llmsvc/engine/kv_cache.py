@@ -3,13 +3,15 @@
 It is a transformers ``Cache``, so any decoder-only model of the library writes and reads it unmodified.
 """
 
+import mmap
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-GROWTH = 256  # tokens; capacity grows in such steps up to the window
+GROWTH = 256  # tokens; where memory is not given by the page, capacity grows in such steps
 
 
 @dataclass
@@ -17,33 +19,53 @@ class Step:
     """Which part of the cache one forward pass touches.
 
     ``first``/``last``: slots [first, last); ``positions``: (last - first, new tokens), where each new
-    token is written; ``length``: how many positions of each slot the pass may read.
+    token is written; ``length``: how many positions of each slot the pass may read; ``capacity``: and write.
     """
 
     first: int = 0
     last: int = 0
     positions: torch.Tensor | None = None
     length: int = 0
+    capacity: int = 0
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values of one layer, each of shape (slots, heads, capacity, head size)."""
+    """Keys and values of one layer, each of shape (slots, heads, capacity, head size).
+
+    On a CPU the capacity is the whole window, in memory that the system gives page by page as it is written to.
+    """
 
     is_compileable = False
     is_sliding = False
 
-    def __init__(self, slots: int, step: Step) -> None:
+    def __init__(self, slots: int, window: int, step: Step) -> None:
         super().__init__()
-        self._slots, self._step = slots, step
+        self._slots, self._window, self._step = slots, window, step
+        self._pages: list[mmap.mmap] = []
+
+    @classmethod
+    def over(cls, step: Step, keys: torch.Tensor, values: torch.Tensor) -> "SlotLayer":
+        """A layer over memory that is there already."""
+        layer = cls(keys.shape[0], keys.shape[2], step)
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        return layer
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.keys = self._empty(key_states)
-        self.values = self._empty(value_states)
+        self.keys, self.values = self._empty(key_states), self._empty(value_states)
         self.is_initialized = True
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         # Zeros, not garbage: a masked NaN would still poison the attention's weighted sum.
-        return like.new_zeros(self._slots, like.shape[1], GROWTH, like.shape[3])
+        heads, size = like.shape[1], like.shape[3]
+        if like.device.type != "cpu":
+            return like.new_zeros(self._slots, heads, GROWTH, size)
+        shape = (self._slots, heads, self._window, size)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        pages = mmap.mmap(-1, prod(shape) * like.element_size(), flags=flags)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # or a short text would take two megabytes in each head
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+        self._pages.append(pages)
+        return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
     def _grow(self, length: int) -> None:
         missing = -(-(length - self.keys.shape[2]) // GROWTH) * GROWTH
@@ -59,12 +81,25 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         step = self._step
         assert step.positions is not None
-        self._grow(step.length)
+        self._grow(step.capacity)
         rows = torch.arange(step.first, step.last, device=key_states.device)[:, None]
         self.keys[rows, :, step.positions] = key_states.transpose(1, 2)
         self.values[rows, :, step.positions] = value_states.transpose(1, 2)
         part = slice(step.first, step.last)
         return self.keys[part, :, : step.length], self.values[part, :, : step.length]
+
+    def copy(self, source: int, slot: int, tokens: int) -> None:
+        for held in (self.keys, self.values):
+            held[slot, :, :tokens] = held[source, :, :tokens]
+
+    def drop(self, slot: int) -> None:
+        """Give a slot's memory back to the system, where it is held by the page."""
+        for pages in self._pages:
+            size = len(pages) // self._slots
+            start = -(-slot * size // mmap.PAGESIZE) * mmap.PAGESIZE
+            end = (slot + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
+            if end > start:
+                pages.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._step.length, 0
@@ -77,16 +112,38 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """``slots`` sequences in every layer. Set ``step`` before each forward pass."""
+    """``slots`` sequences of up to ``window`` tokens in every layer. Set ``step`` before each forward pass."""
 
-    def __init__(self, layers: int, slots: int) -> None:
+    def __init__(self, layers: int, slots: int, window: int) -> None:
         self.step = Step()
-        super().__init__(layers=[SlotLayer(slots, self.step) for _ in range(layers)])
+        super().__init__(layers=[SlotLayer(slots, window, self.step) for _ in range(layers)])
+
+    def used(self) -> list[SlotLayer]:
+        """The layers that hold anything: some models let several look into one."""
+        return [layer for layer in self.layers if layer.is_initialized]
 
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """Copy the keys and values of the first ``tokens`` positions from one slot to another."""
-        for layer in self.layers:
-            if not layer.is_initialized:  # it looks into another layer's
-                continue
-            layer.keys[slot, :, :tokens] = layer.keys[source, :, :tokens]
-            layer.values[slot, :, :tokens] = layer.values[source, :, :tokens]
+        for layer in self.used():
+            layer.copy(source, slot, tokens)
+
+    def drop(self, slot: int) -> None:
+        """Give a slot's memory back."""
+        for layer in self.used():
+            layer.drop(slot)
+
+    def part(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values of the step's slots, by layer, each (rows, heads, capacity, head size)."""
+        step, layers = self.step, self.used()
+        for layer in layers:
+            layer._grow(step.capacity)
+        rows = slice(step.first, step.last)
+        return [layer.keys[rows] for layer in layers], [layer.values[rows] for layer in layers]
+
+    def token_bytes(self) -> int:
+        """Bytes that one cached token takes in all layers."""
+        return sum(
+            held.shape[1] * held.shape[3] * held.element_size()
+            for layer in self.used()
+            for held in (layer.keys, layer.values)
+        )

@@ -9,16 +9,23 @@ from enum import StrEnum
 class SamplingParams:
     """How the next token is chosen.
 
-    ``temperature`` 0 is greedy; ``top_p`` 1 and ``top_k`` 0 switch those filters off. ``seed`` makes
-    a request repeatable. ``stop`` strings end the text and are not part of it.
+    ``temperature`` 0 is greedy; ``top_p`` 1, ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 switch those off.
+    ``seed`` makes a request repeatable, whatever else is in its batch. ``stop`` strings end the text and are no part of
+    it. ``logprobs``: report each token's log-probability and so many of the likeliest; None reports nothing.
+    ``json_schema`` (JSON text) or ``regex``: the answer is made to match.
     """
 
     temperature: float = 0.7
     top_p: float = 0.95
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_tokens: int = 1024
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    json_schema: str = ""
+    regex: str = ""
 
 
 class FinishReason(StrEnum):
@@ -29,10 +36,20 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """One token's text, its log-probability before any filter, and the likeliest ones there."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """New text of one request. ``tokens`` counts all that were generated so far, special ones included.
 
     ``text`` may be empty: a token can complete no grapheme yet. The last event has a ``finish_reason``.
+    ``logprobs``: of the tokens that were chosen since the last event, where they were asked for.
     """
 
     request_id: str
@@ -41,13 +58,18 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     error: str = ""
     cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt to continue. ``deliver`` is called on the engine's thread and must not block."""
+    """One prompt to continue. ``deliver`` is called on the engine's thread and must not block.
+
+    ``group``: who asks; of what waits, the next one is of the group that has the fewest running.
+    """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
     deliver: Callable[[TokenEvent], None]
+    group: str = ""

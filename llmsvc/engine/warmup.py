@@ -1,0 +1,199 @@
+"""Brings a model's compiled decode steps, while the model serves without them."""
+
+import logging
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmsvc.engine.compiled import CHUNK, CompiledStep, library_name, why_not
+from llmsvc.engine.compute import compute
+from llmsvc.engine.runner import Runner
+
+log = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parents[2]
+_ROWS = {"one": (1,), "chunk": (1,), "rows": (2, 8, 32)}
+"""The kinds of steps, in the order in which they are made, and for how many rows each is measured."""
+_PATIENCE_SECONDS = 120
+
+
+class _Refused(Exception):
+    """A step that is not to be used, nor tried again."""
+
+
+class _Closing(Exception):
+    """Nobody needs the steps any more."""
+
+
+class Warmup:
+    """One thread: compile in a child process what the disk does not have yet, check it, measure it, hand it over.
+
+    ``install`` is called on that thread with all steps that are to be taken. One that differs from what the model says,
+    or that is slower, is never handed over. Comparing takes all cores for moments, so it waits while ``busy`` says that
+    somebody is served. The disk remembers the steps, which of them are faster, and what could not be compiled.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        slots: int,
+        folder: Path,
+        install: Callable[[dict[str, CompiledStep]], None],
+        busy: Callable[[], int],
+    ) -> None:
+        self._model, self._folder, self._install, self._busy = model, folder, install, busy
+        self._slots = min(slots, max(_ROWS["rows"]))
+        self._runner = Runner(model, self._slots, 4 * CHUNK)
+        self._steps: dict[str, CompiledStep] = {}
+        self._patience = 0.0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="warmup", daemon=True)
+        self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether all that can be compiled is."""
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Give up what is not ready, and wait for the end of the thread and its child."""
+        self._closing.set()
+        self._thread.join()
+        for step in self._steps.values():
+            step.close()
+
+    def _run(self) -> None:
+        try:
+            if reason := why_not(self._model):
+                return log.info("the model is served without compiled steps: %s", reason)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for kind in _ROWS:
+                library = self._folder / library_name(self._model, kind)
+                if step := self._step(library, kind):
+                    self._steps[kind] = step
+                    self._install(dict(self._steps))
+        except _Closing:
+            pass
+        except Exception:
+            log.warning("the model is served without a compiled step", exc_info=True)
+        finally:
+            self._runner.reset()
+        return None
+
+    def _step(self, library: Path, kind: str) -> CompiledStep | None:
+        """A step that says what the model says and is faster, from the disk or built; None when there is none."""
+        refused, faster = library.with_suffix(".refused"), library.with_suffix(".faster")
+        step = None
+        try:
+            if refused.exists():
+                raise _Refused(refused.read_text())
+            if not library.exists():
+                self._build(kind, library)
+            self._patience = time.monotonic() + _PATIENCE_SECONDS
+            step = CompiledStep(library, self._model)
+            if not self._agrees(kind, step):
+                raise _Refused("it computes something else")
+            if not faster.exists():
+                if not self._is_faster(kind, step):
+                    raise _Refused("it is slower here")
+                faster.touch()
+            return step
+        except _Refused as error:
+            refused.write_text(str(error))
+            log.warning("the model goes without its compiled step “%s”: %s", kind, error)
+        except (OSError, RuntimeError, ValueError, AttributeError) as error:  # damaged: made again at the next start
+            log.warning("the compiled step “%s” cannot be used: %s", kind, error)
+        if step is not None:
+            step.close()
+        library.unlink(missing_ok=True)
+        return None
+
+    def _build(self, kind: str, library: Path) -> None:
+        """Raises _Refused when it cannot be compiled."""
+        with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as output:
+            self._model.config.save_pretrained(work)
+            command = [sys.executable, "-m", "llmsvc.engine.compiled", work, kind, str(library)]
+            env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor"}
+            started = time.monotonic()
+            child = subprocess.Popen(
+                command, cwd=_ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                while child.poll() is None:
+                    self._pause(0.2)
+            finally:
+                if child.poll() is None:  # with the compilers that it started
+                    os.killpg(child.pid, signal.SIGKILL)
+                    child.wait()
+            if child.returncode:
+                output.seek(0)
+                last = output.read().decode(errors="replace").strip().splitlines()[-1:]
+                raise _Refused(f"compiling failed: {''.join(last)[:300]}")
+            log.info("compiled the step “%s” in %.0f s", kind, time.monotonic() - started)
+
+    def _pause(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            raise _Closing
+
+    def _quiet(self) -> None:
+        """Wait until nobody is served, but not for ever."""
+        self._pause(0)
+        while self._busy() and time.monotonic() < self._patience:
+            self._pause(0.2)
+
+    def _agrees(self, kind: str, step: CompiledStep) -> bool:
+        """Whether a step says what the model says, for rows of different lengths."""
+        rows, found = min(3, self._slots) if kind == "rows" else 1, []
+        choices: tuple[dict[str, CompiledStep], ...] = ({}, {kind: step})
+        for compiled in choices:
+            self._runner.compiled = compiled
+            lengths = [CHUNK + 6 + 7 * slot for slot in range(rows)]
+            for slot, length in enumerate(lengths):
+                self._quiet()
+                found.append(compute(self._runner.prefill, slot, [(7 * slot + n) % 250 for n in range(length)], 0))
+            for n in range(3):
+                self._quiet()
+                tokens = {s: s + n for s in range(rows)}
+                found += compute(self._runner.decode, tokens, [x + n for x in lengths]).values()
+        return compute(_near, found)
+
+    def _is_faster(self, kind: str, step: CompiledStep) -> bool:
+        """Whether it takes less time than the model itself, over all sizes together."""
+        sizes = sorted({min(rows, self._slots) for rows in _ROWS[kind]})
+        seconds: dict[tuple[int, bool], list[float]] = {(rows, mine): [] for rows in sizes for mine in (False, True)}
+        self._runner.compiled = {}
+        for slot in range(self._slots):
+            self._quiet()
+            compute(self._runner.prefill, slot, [0], 0)
+        for _ in range(5):
+            for (rows, mine), times in seconds.items():
+                self._quiet()
+                self._runner.compiled = {kind: step} if mine else {}
+                start = time.perf_counter()
+                if kind == "chunk":
+                    compute(self._runner.prefill, 0, [0] * CHUNK, CHUNK)
+                else:
+                    compute(self._runner.decode, dict.fromkeys(range(rows), 0), [CHUNK] * self._slots)
+                times.append(time.perf_counter() - start)
+        total = {
+            mine: sum(statistics.median(times) for (_, by), times in seconds.items() if by is mine)
+            for mine in (False, True)
+        }
+        return total[True] < total[False]
+
+
+def _near(found: list[torch.Tensor]) -> bool:
+    """Whether the second half of what was found is nearly the first."""
+    half = len(found) // 2
+    mine, theirs = torch.stack(found[:half]), torch.stack(found[half:])
+    return bool((mine - theirs).abs().max() <= 5e-3 * mine.abs().max() + 1e-4)

@@ -1,0 +1,200 @@
+"""Compiled decode steps: the same words, kept on the disk, and nothing lost where they cannot be had."""
+
+import threading
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import Collected, tiny
+
+from llmsvc.engine import Engine
+from llmsvc.engine.compiled import CompiledStep, library_name
+from llmsvc.engine.int8 import quantize_linears
+
+PROMPTS = {f"p{n}": [(n * 31 + k * 7) % 290 + 5 for k in range(3 + 69 * n)] for n in range(3)}
+KINDS = {"one", "chunk", "rows"}
+
+
+def rounded(name: str = "llama", seed: int = 0) -> Any:
+    model = tiny(name)
+    torch.manual_seed(seed)
+    if seed:
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    assert quantize_linears(model)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(autouse=True)
+def every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a compiled step wherever there is one: on models as tiny as these speed says nothing."""
+    from llmsvc.engine.warmup import Warmup
+
+    monkeypatch.setattr(Warmup, "_is_faster", lambda *_: True)
+
+
+def until(condition: Any, seconds: float = 480) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def said(engine: Engine) -> list[dict[str, str]]:
+    """What the engine says to each prompt alone, and to all of them together."""
+    collected, texts = Collected(engine), []
+    for names in (*([name] for name in PROMPTS), list(PROMPTS)):
+        for name in names:
+            collected.submit(name, PROMPTS[name])
+        texts.append({name: text for name, (text, _) in collected.all(len(names)).items()})
+    return texts
+
+
+def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any) -> None:
+    engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
+    try:
+        before = said(engine)
+        until(lambda: engine.compiled == KINDS)
+        assert said(engine) == before
+        assert engine.compiled == KINDS  # nothing made it give up
+    finally:
+        engine.close()
+    assert len(list(folder.glob("*.so"))) == 3
+
+    # The next start finds them on the disk, and lends them other weights of the same shape.
+    engine = Engine(rounded(seed=1), tokenizer, window=512, slots=3, compiled=folder)
+    try:
+        other = said(engine)
+        until(lambda: engine.compiled == KINDS, 30)
+        assert said(engine) == other != before
+    finally:
+        engine.close()
+
+
+def test_a_step_lets_other_threads_run(folder: Path, tokenizer: Any) -> None:
+    """A call that kept the interpreter's lock would stop the page and every other stream for as long as it takes."""
+    step = CompiledStep(folder / library_name(rounded(), "rows"), rounded())
+    length = 20_000
+    keys = [torch.zeros(3, 2, length, 8) for _ in range(4)]
+    values = [torch.zeros(3, 2, length, 8) for _ in range(4)]
+    ids, positions = torch.full((3, 1), 7), torch.full((3, 1), length - 1)
+    over, seen = threading.Event(), deque[float](maxlen=100_000)
+
+    def count() -> None:
+        while not over.is_set():
+            seen.append(time.perf_counter())
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    inside = 0
+    try:
+        for _ in range(20):
+            start = time.perf_counter()
+            step(ids, positions, torch.ones(3, 1, 1, length, dtype=torch.bool), 0, keys, values)
+            end = time.perf_counter()
+            quarter = (end - start) / 4
+            inside += any(start + quarter < at < end - quarter for at in list(seen))
+    finally:
+        over.set()
+        thread.join()
+        step.close()
+    assert inside > 5
+
+
+def test_a_damaged_library_is_made_again(tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    library = tmp_path / library_name(rounded(), "one")
+    library.write_bytes(b"\x7fELF" + b"garbage" * 1000)
+    engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=tmp_path)
+    try:
+        until(lambda: "cannot be used" in caplog.text, 60)
+        assert all(said(engine)[-1].values())
+    finally:
+        engine.close()
+    assert not library.exists()
+
+
+def test_closing_ends_what_is_being_compiled(tmp_path: Path, tokenizer: Any) -> None:
+    engine = Engine(rounded(), tokenizer, window=512, slots=2, compiled=tmp_path)
+
+    def children() -> str:
+        found = ""
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):  # it ended meanwhile
+                found += file.read_text()
+        return found
+
+    until(lambda: f"{tmp_path}" in children(), 60)
+    engine.close()
+    assert f"{tmp_path}" not in children()
+    assert not {"engine", "warmup"} & {thread.name for thread in threading.enumerate()}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_compiled_is_not_tried_again(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "false")
+    caplog.set_level("INFO")
+    for number in (1, 2):  # the second time it is only remembered
+        engine = Engine(rounded(), tokenizer, window=512, slots=2, compiled=tmp_path)
+        try:
+            started = time.monotonic()
+            until(lambda: engine.warm, 120)  # noqa: B023
+            assert caplog.text.count("compiling failed") == 3 * number
+            assert number == 1 or time.monotonic() - started < 5
+            assert all(said(engine)[-1].values())
+        finally:
+            engine.close()
+        assert {file.suffix for file in tmp_path.iterdir()} == {".refused"}
+
+
+def test_a_step_that_breaks_costs_no_word(folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
+    try:
+        before = said(engine)
+        until(lambda: engine.compiled == KINDS)
+
+        def broken(self: CompiledStep, *_: Any) -> None:
+            raise RuntimeError("the compiled step failed at Run")
+
+        monkeypatch.setattr(CompiledStep, "__call__", broken)
+        assert said(engine) == before
+        assert engine.compiled == set()
+    finally:
+        engine.close()
+
+
+def test_a_step_that_computes_something_else_is_refused(
+    folder: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = CompiledStep.__call__
+    monkeypatch.setattr(CompiledStep, "__call__", lambda self, *args: right(self, *args) * 1.02)
+    engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
+    try:
+        until(lambda: engine.warm)
+        assert caplog.text.count("computes something else") == 3
+        assert engine.compiled == set()
+        assert sorted(file.suffix for file in folder.iterdir() if file.suffix != ".faster") == [".refused"] * 3
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", ["mistral-window", "gemma3-mixed"])
+def test_other_attention_is_served_without(
+    name: str, tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    engine = Engine(rounded(name), tokenizer, window=512, slots=2, compiled=tmp_path)
+    until(lambda: engine.warm, 30)
+    assert "without compiled steps: its attention" in caplog.text
+    assert all(said(engine)[-1].values())
+    engine.close()
