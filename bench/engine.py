@@ -9,6 +9,7 @@ and writes ``bench/results/engine.json``. Compare numbers of one run only.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "bench" / ".peers"
+FLAGS = {"AVX512": "avx512f"}
 TASKS = ("decode alone", "prefill 1,000", "8 streams", "32 streams", "fifth turn, s", "cold, s")
 OWN = ("same words", "p50 alone, ms", "p50 beside a prompt, ms", "p95 beside a prompt, ms", "cancel, ms", "perplexity")
 """Of ours only: does the fifth turn say what a cold one says; distances of tokens while nothing else happens, and while
@@ -59,8 +61,14 @@ def peer_python() -> str:
     if not (PEERS / ".done").exists():
         print("installing llama.cpp and mistral.rs in bench/.peers", flush=True)
         venv.create(PEERS, with_pip=True)
+        # Not "native": with AMX this llama.cpp ends with a segmentation fault at its first token.
+        names = ("AVX", "AVX2", "FMA", "F16C", "BMI2", "AVX512", "AVX512_VNNI")
+        flags = Path("/proc/cpuinfo").read_text().split()
+        there = {name: "ON" if FLAGS.get(name, name.lower()) in flags else "OFF" for name in names}
+        wanted = [f"-DGGML_{name}={on}" for name, on in there.items()]
+        env = {**os.environ, "CMAKE_ARGS": " ".join(["-DGGML_NATIVE=OFF", *wanted])}
         for package in ("llama-cpp-python", "mistralrs"):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True)
+            subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True, env=env)
         (PEERS / ".done").touch()
     return str(python)
 

@@ -15,7 +15,10 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -315,6 +318,14 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
         half.unlink(missing_ok=True)
 
 
+def _die_with(parent: int) -> None:
+    """End this process and its compilers when the service was killed: nobody would wait for them."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
 if __name__ == "__main__":
     os.nice(19)  # whoever chats meanwhile goes first
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     build(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
