@@ -25,8 +25,14 @@ os.environ.setdefault("LLMSVC_NO_COMPILE", "1")  # it takes minutes of a core; t
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--crashes", type=int, default=20, help="crashes in each crash test of the store")
     parser.addoption("--faults", type=int, default=12, help="random faults while answers are watched")
+    parser.addoption("--compiled", type=Path, help="a folder of compiled steps, to find faults with a fast model")
     parser.addoption("--clients", type=int, default=8, help="clients that use the service at random, each its own chat")
     parser.addoption("--minutes", type=float, default=0.2, help="for how long they do")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--compiled"):
+        os.environ.pop("LLMSVC_NO_COMPILE", None)
 
 
 @pytest.fixture
@@ -110,12 +116,14 @@ def app(data_dir: Path) -> Iterator[App]:
 
 
 @pytest.fixture
-def own_data(tmp_path: Path, model_dir: Path) -> Path:
+def own_data(tmp_path: Path, model_dir: Path, request: pytest.FixtureRequest) -> Path:
     """A data directory of the test's own; the weights are links to the shared ones."""
     from llmsvc.models.catalogue import SMOLLM2, Catalogue
 
     data = tmp_path / "data"
     shutil.copytree(model_dir, Catalogue(data / "models").folder(SMOLLM2.id), copy_function=os.link)
+    if compiled := request.config.getoption("--compiled"):
+        shutil.copytree(compiled, data / "compiled")
     return data
 
 
