@@ -1,5 +1,7 @@
 """Compiled decode steps: the same words, kept on the disk, and nothing lost where they cannot be had."""
 
+import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -25,8 +27,15 @@ def rounded(name: str = "llama", seed: int = 0) -> Any:
     if seed:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    assert quantize_linears(model)
+    if not quantize_linears(model):
+        pytest.skip("this CPU has no exact 8-bit products")
     return model
+
+
+pytestmark = pytest.mark.skipif(
+    not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++")),
+    reason="needs a C++ compiler",
+)
 
 
 @pytest.fixture(scope="module")
