@@ -20,6 +20,7 @@ bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.store
 	$(BIN)/python -m bench.watching
 	$(BIN)/python bench/streaming.py
+	$(BIN)/python -m bench.engine
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
