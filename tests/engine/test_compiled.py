@@ -4,7 +4,6 @@ import os
 import shutil
 import threading
 import time
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -87,36 +86,6 @@ def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any) -> None:
         assert said(engine) == other != before
     finally:
         engine.close()
-
-
-def test_a_step_lets_other_threads_run(folder: Path, tokenizer: Any) -> None:
-    """A call that kept the interpreter's lock would stop the page and every other stream for as long as it takes."""
-    step = CompiledStep(folder / library_name(rounded(), "rows"), rounded())
-    length = 20_000
-    keys = [torch.zeros(3, 2, length, 8) for _ in range(4)]
-    values = [torch.zeros(3, 2, length, 8) for _ in range(4)]
-    ids, positions = torch.full((3, 1), 7), torch.full((3, 1), length - 1)
-    over, seen = threading.Event(), deque[float](maxlen=100_000)
-
-    def count() -> None:
-        while not over.is_set():
-            seen.append(time.perf_counter())
-
-    thread = threading.Thread(target=count, daemon=True)
-    thread.start()
-    inside = 0
-    try:
-        for _ in range(20):
-            start = time.perf_counter()
-            step(ids, positions, torch.ones(3, 1, 1, length, dtype=torch.bool), 0, keys, values)
-            end = time.perf_counter()
-            quarter = (end - start) / 4
-            inside += any(start + quarter < at < end - quarter for at in list(seen))
-    finally:
-        over.set()
-        thread.join()
-        step.close()
-    assert inside > 5
 
 
 def test_a_damaged_library_is_made_again(tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
