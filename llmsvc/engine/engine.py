@@ -118,10 +118,10 @@ class Engine:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if self._warmup is not None:
-            self._warmup.close()
         self._thread.join()
         self._runner.compiled = {}
+        if self._warmup is not None:  # not before: it frees the steps that the thread may be taking
+            self._warmup.close()
         self._runner.reset()
 
     def _put(self, action: Callable[[], None]) -> None:
