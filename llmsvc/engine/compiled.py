@@ -32,8 +32,8 @@ from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llmsvc.engine.int8 import Int8Linear
-from llmsvc.engine.kv_cache import SlotLayer, Step
+from llmsvc.engine.int8 import Int8Linear, halves, replace_linears
+from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
 
 CHUNK = 64
 """Tokens of a prompt in a step of the kind "chunk"."""
@@ -126,9 +126,9 @@ def _capsule(pointer: int | None) -> Any:
 
 
 class SummedLinear(nn.Module):
-    """An Int8Linear in a graph that is compiled for a fixed number of rows; activations keep their 32 bits.
+    """An Int8Linear in a graph for one row, which keeps its 32 bits.
 
-    It is written as plain sums, of which the compiler makes one loop that streams the weights once for all rows.
+    It is written as plain sums, of which the compiler makes one loop that reads the weights once.
     """
 
     values: torch.Tensor
@@ -142,31 +142,23 @@ class SummedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        width, rows = x.shape[-1], x.numel() // x.shape[-1]
+        width = x.shape[-1]
         # as_strided: x is written to memory, and not computed again for each output channel.
-        flat = x.contiguous().as_strided((rows, width), (width, 1))
-        # A core alone does not keep the memory busy with one stream; more rows than these are busy computing.
-        streams = {1: 4, 2: 4, 3: 2, 4: 2}.get(rows, 1)
-        if self.values.shape[0] % streams:
-            streams = 1
-        parts = self.values.view(streams, -1, width)
-        out = torch.stack([torch.cat([(row * part).sum(-1) for part in parts]) for row in flat]) * self.scales
+        row = x.contiguous().as_strided((width,), (1,))
+        # A core alone does not keep the memory busy with one stream.
+        parts = self.values.view(1 if self.values.shape[0] % 4 else 4, -1, width)
+        out = torch.cat([(row * part).sum(-1) for part in parts]) * self.scales
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], -1)
 
 
 class MatrixLinear(SummedLinear):
-    """An Int8Linear in a graph for any number of rows. Without changes in place, which compile badly."""
+    """An Int8Linear in a graph for any number of rows. Its product is not changed in place, which compiles badly."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        step = flat.abs().amax(1, keepdim=True).clamp(min=1e-30) / 32512
-        whole = (flat / step).round()
-        high = (whole / 256).round()
-        low = (whole - 256 * high).clamp(max=127)
-        product = torch._int_mm(torch.cat([high.to(torch.int8), low.to(torch.int8)]), self.values.t())
-        rows = flat.shape[0]
+        both, step = halves(x.reshape(-1, x.shape[-1]))
+        product, rows = torch._int_mm(both, self.values.t()), step.shape[0]
         out = (product[:rows].float() * 256 + product[rows:].float()) * step * self.scales
         if self.bias is not None:
             out = out + self.bias
@@ -211,17 +203,19 @@ def why_not(model: Any) -> str:
         return "its weights have not 8 bits"
     if len(set(getattr(config, "layer_types", None) or ())) > 1 or model.config._attn_implementation != "sdpa":
         return "its attention is of several kinds"
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True) is not False:
+    if sliding_window(config):
         return "its attention has a sliding window"
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++")):
-        return "there is no C++ compiler here"
-    return ""
+    return "" if has_compiler() else "there is no C++ compiler here"
+
+
+def has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++"))
 
 
 def library_name(model: Any, kind: str) -> str:
     """A file name that changes with all that a step depends on."""
     flags = next((line for line in _cpu_info() if line.startswith(("flags", "Features"))), platform.machine())
-    sources = [Path(__file__).with_name(name).read_text() for name in ("compiled.py", "kv_cache.py")]
+    sources = [Path(__file__).with_name(name).read_text() for name in ("compiled.py", "int8.py", "kv_cache.py")]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
     parts = (model.config.to_json_string(), *versions, flags, *sources)
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-{kind}.so"
@@ -265,16 +259,10 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
     config = AutoConfig.from_pretrained(config_dir, local_files_only=True)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    linear = SummedLinear if kind == "one" else MatrixLinear
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, linear(child))
+    replace_linears(model, SummedLinear if kind == "one" else MatrixLinear)
     AttentionInterface.register("llmsvc", _attention)
     model.config._attn_implementation = "llmsvc"
-    text = config.get_text_config()
-    layers, heads = text.num_hidden_layers, getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    layers, heads, size = kv_shape(config.get_text_config())
 
     def dim(name: str) -> Any:
         return torch.export.Dim(name, min=2, max=_LONGEST)

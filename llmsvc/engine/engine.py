@@ -5,6 +5,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llmsvc.engine.compiled import CompiledStep
 from llmsvc.engine.compute import compute
 from llmsvc.engine.constraint import Constraint, Constraints
 from llmsvc.engine.detokenize import Detokenizer
+from llmsvc.engine.kv_cache import kv_shape
 from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from llmsvc.engine.runner import Runner
 from llmsvc.engine.sampling import make_generator, penalized, sample
@@ -303,10 +305,7 @@ def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _token_bytes(model: Any) -> int:
     """Bytes that one token takes in the KV cache."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+    return int(2 * prod(kv_shape(model.config.get_text_config())) * model.dtype.itemsize)
 
 
 def _memory(device: Any) -> int:

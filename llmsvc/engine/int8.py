@@ -7,6 +7,7 @@ was cut into chunks, as it does in bf16; and it takes the processor's fastest in
 """
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -61,11 +62,16 @@ def quantize_linears(model: nn.Module) -> bool:
     """Put an Int8Linear in the place of every linear layer. False, and nothing is changed, where this CPU cannot."""
     if not _works():
         return False
+    replace_linears(model, Int8Linear)
+    return True
+
+
+def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put what ``make`` makes of a linear layer in the place of each."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
-                setattr(module, name, Int8Linear(child))
-    return True
+                setattr(module, name, make(child))
 
 
 def _works() -> bool:

@@ -14,6 +14,20 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 GROWTH = 256  # tokens; where memory is not given by the page, capacity grows in such steps
 
 
+def kv_shape(config: Any) -> tuple[int, int, int]:
+    """Layers, heads of keys and values, and head size of a model, from its text config."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, heads, size
+
+
+def sliding_window(config: Any) -> int | None:
+    """How far back some of a model's layers look, from its text config; None where all look at everything."""
+    if getattr(config, "use_sliding_window", True) is False:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
 @dataclass
 class Step:
     """Which part of the cache one forward pass touches.
@@ -139,11 +153,3 @@ class SlotCache(Cache):
             layer._grow(step.capacity)
         rows = slice(step.first, step.last)
         return [layer.keys[rows] for layer in layers], [layer.values[rows] for layer in layers]
-
-    def token_bytes(self) -> int:
-        """Bytes that one cached token takes in all layers."""
-        return sum(
-            held.shape[1] * held.shape[3] * held.element_size()
-            for layer in self.used()
-            for held in (layer.keys, layer.values)
-        )

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from llmsvc.engine.compiled import CHUNK, CompiledStep
-from llmsvc.engine.kv_cache import SlotCache
+from llmsvc.engine.kv_cache import SlotCache, sliding_window
 
 
 class Runner:
@@ -17,9 +17,7 @@ class Runner:
         self._device = model.device
         self._shape = config.num_hidden_layers, slots + 1, window
         self._kinds = list(getattr(config, "layer_types", None) or ())
-        self._window = getattr(config, "sliding_window", None)
-        if getattr(config, "use_sliding_window", True) is False:
-            self._window = None
+        self._window = sliding_window(config)
         self.compiled: dict[str, CompiledStep] = {}
         """By kind. The model itself takes the steps of other kinds."""
         self.reset()

@@ -1,4 +1,4 @@
-"""Brings a model's compiled decode steps, while the model serves without them."""
+"""Brings a model's compiled steps, while the model serves without them."""
 
 import logging
 import os
@@ -109,7 +109,8 @@ class Warmup:
                 faster.touch()
             return step
         except _Refused as error:
-            refused.write_text(str(error))
+            if not refused.exists():
+                refused.write_text(str(error))
             log.warning("the model goes without its compiled step “%s”: %s", kind, error)
         except (OSError, RuntimeError, ValueError, AttributeError) as error:  # damaged: made again at the next start
             log.warning("the compiled step “%s” cannot be used: %s", kind, error)

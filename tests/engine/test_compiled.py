@@ -1,7 +1,5 @@
 """Compiled decode steps: the same words, kept on the disk, and nothing lost where they cannot be had."""
 
-import os
-import shutil
 import threading
 import time
 from contextlib import suppress
@@ -13,7 +11,7 @@ import torch
 from tiny import Collected, tiny
 
 from llmsvc.engine import Engine
-from llmsvc.engine.compiled import CompiledStep, library_name
+from llmsvc.engine.compiled import CompiledStep, has_compiler, library_name
 from llmsvc.engine.int8 import quantize_linears
 
 PROMPTS = {f"p{n}": [(n * 31 + k * 7) % 290 + 5 for k in range(3 + 69 * n)] for n in range(3)}
@@ -31,10 +29,7 @@ def rounded(name: str = "llama", seed: int = 0) -> Any:
     return model
 
 
-pytestmark = pytest.mark.skipif(
-    not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++")),
-    reason="needs a C++ compiler",
-)
+pytestmark = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")
