@@ -91,6 +91,9 @@ class PacedPool:
     def get(self, _: str) -> Any:
         return self._pooled
 
+    def ready(self, _: str) -> Any:
+        return self._pooled
+
     def request(self, *_: str) -> Any:
         return self._pooled
 

@@ -308,7 +308,12 @@ class Turns:
     def _begin(self, turn: Turn, parent: str, text: str | None, model: str, chosen: Row) -> None:
         """Store the messages of a turn below ``parent``, durably, then let it run. Raises StorageError."""
         session = self._db.session(turn.session_id)
-        self._db.update_session(turn.session_id, {"running": turn.id})  # first: what a crash leaves is looked for there
+        fields: Row = {"running": turn.id}
+        if text is not None:
+            fields["turns"] = session["turns"] + 1
+            if session["auto_title"] and not session["turns"]:
+                fields["title"] = first_line(text)
+        self._sessions.touch(turn.session_id, fields)  # first: what a crash leaves is looked for there
         try:
             with self._db.session_rows(turn.session_id, "messages") as rows:
                 above = rows.get(parent)
@@ -323,12 +328,8 @@ class Turns:
                 rows.add(*new, message("assistant", "", turn.id, **answer, **place))
         except StorageError:
             with suppress(StorageError):
-                self._db.update_session(turn.session_id, {"running": None})
+                self._db.update_session(turn.session_id, {name: session.get(name) for name in fields})
             raise
-        fields: Row = {"turns": session["turns"] + 1} if text is not None else {}
-        if text is not None and session["auto_title"] and not session["turns"]:
-            fields["title"] = first_line(text)
-        self._sessions.touch(turn.session_id, fields)
         self._launch(turn, model, chosen, parent)
 
     def _next(self, session_id: str) -> None:
@@ -395,7 +396,8 @@ class Turns:
         pooled = await self._model(turn, model)
         if turn.outcome or pooled is None:
             return
-        self._sessions.touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
+        if model != self._db.session(turn.session_id)["model"]:
+            self._sessions.touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
         engine = pooled.engine
         prompt = await asyncio.to_thread(self._prompt, turn, pooled.loaded, chosen["system"], question)
         if turn.outcome:
@@ -405,7 +407,10 @@ class Turns:
         turn.changed()
         deliver = self._crossing.to(turn.receive)
         request = GenerationRequest(turn.id, prompt.tokens, options.sampling(chosen), deliver, turn.session_id)
-        await asyncio.to_thread(engine.submit, request)  # a grammar takes its time
+        if request.sampling.json_schema or request.sampling.regex:  # a grammar takes its time
+            await asyncio.to_thread(engine.submit, request)
+        else:
+            engine.submit(request)
         turn.engine = engine
         if turn.outcome:
             engine.cancel(turn.id)
@@ -426,6 +431,8 @@ class Turns:
 
     async def _model(self, turn: Turn, model: str) -> Any:
         """The loaded model, or None when the turn was stopped while waiting for it."""
+        if pooled := self._pool.ready(model):
+            return pooled
         waiting = asyncio.ensure_future(self._pool.acquire(model))
         try:
             while not waiting.done() and not turn.outcome:
@@ -451,16 +458,17 @@ class Turns:
         """After a crash: what was running keeps its last checkpoint and says that it was cut."""
         for session in self._db.sessions_with("running"):
             try:
-                begun = set()
-                for row in self._db.messages(session["id"]):
-                    begun.add(row["turn_id"])
+                messages = self._db.messages(session["id"])
+                begun = {row["turn_id"] for row in messages}
+                for row in messages:
                     if row["state"] == "running":
                         self._db.update_message(session["id"], row["id"], {"state": "interrupted"})
                 with self._db.session_rows(session["id"], "queue") as queue:
                     for row in queue.all():
                         if row["id"] in begun:
                             queue.remove(row["id"])
-                self._db.update_session(session["id"], {"running": None})
+                turns = sum(row["role"] == "user" for row in messages)  # one may have been counted, and not stored
+                self._db.update_session(session["id"], {"running": None, "turns": turns})
             except StorageError as error:  # damaged or full: the other chats work, and it is tried at the next start
                 log.warning("%s", error)
 

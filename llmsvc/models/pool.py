@@ -97,6 +97,14 @@ class ModelPool:
         with self._lock:
             return self._models.get(model_id)
 
+    def ready(self, model_id: str) -> PooledModel | None:
+        """The model, if it need not be waited for; it counts as used now."""
+        pooled = self.get(model_id)
+        if pooled is None or pooled.state != "ready":
+            return None
+        pooled.used_at = time.monotonic()
+        return pooled
+
     def request(self, model_id: str, quantization: str = "none", device: str = "") -> PooledModel:
         """Start loading a model unless it is there or on its way. Returns at once.
 
@@ -144,7 +152,9 @@ class ModelPool:
         if pooled.engine is not None:
             pooled.engine.close()
         pooled.engine = pooled.loaded = None
+        gc.unfreeze()
         gc.collect()
+        gc.freeze()
 
     def _load(self, pooled: PooledModel) -> None:
         def progress(stage: str, done: int, total: int) -> None:
@@ -165,6 +175,7 @@ class ModelPool:
                 pooled.engine = Engine(loaded.model, loaded.tokenizer, window=loaded.window, compiled=self._compiled)
                 pooled.state = "ready"
                 pooled.ready.set_result(pooled)
+            gc.freeze()  # a collection that looks at all of torch stops every thread for a quarter of a second
         except _Cancelled:
             return
         except Exception as error:

@@ -34,7 +34,7 @@ class _Place:
 class Shelf:
     """At most ``capacity`` volumes stay open, besides those that are lent. Safe from any thread."""
 
-    def __init__(self, open_: Callable[[Path], JournalDB], capacity: int = 64) -> None:
+    def __init__(self, open_: Callable[[Path], JournalDB], capacity: int = 256) -> None:
         self._open, self._capacity = open_, capacity
         self._lock = threading.Lock()
         self._places: OrderedDict[Path, _Place] = OrderedDict()
@@ -59,10 +59,9 @@ class Shelf:
 
     def _tidy(self) -> None:
         """Close the least recently used. Under the lock: nobody may open a file that is being closed."""
-        for path, place in list(self._places.items()):
-            if len(self._places) <= self._capacity:
-                break
-            if not place.lent:
+        spare = len(self._places) - self._capacity
+        if spare > 0:
+            for path, place in [item for item in self._places.items() if not item[1].lent][:spare]:
                 del self._places[path]
                 if place.volume is not None:
                     place.volume.database.close()

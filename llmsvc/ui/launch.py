@@ -1,6 +1,7 @@
 """Opens the port: the page, the routes beside it, and the service's life around them."""
 
 import asyncio
+import gc
 import secrets
 import signal
 import socket
@@ -49,7 +50,6 @@ def launch(service: Service) -> None:
         yield
 
     demo.queue(default_concurrency_limit=None, max_size=256, api_open=False)
-    demo._queue.sleep_when_free = 0.02  # it polls: every millisecond, as it stands, costs a tenth of a core
     demo.launch(
         server_name=settings.host,
         server_port=settings.port,
@@ -79,6 +79,7 @@ def launch(service: Service) -> None:
     stopped = threading.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):  # set by hand: a shell's background job would ignore the first
         signal.signal(sign, lambda *_: stopped.set())
+    gc.freeze()  # what stands now stays: a collection that looks at it stops everything for 0.1 s
     service.preload()
     while not stopped.wait(60):
         service.tidy()

@@ -1,29 +1,77 @@
-"""Gradio without work that this page never needs, for what it does at each frame of each stream.
+"""Gradio without work that this page never needs, for what it does at each event and each frame of each stream.
 
 Measured by ``bench.watching``; each is safe to lose with another version of Gradio, and only costs time then.
 """
 
 import copy
 import sys
+from collections.abc import Callable
 from typing import Any
 
+import fastapi.dependencies.utils
 import gradio as gr
+from gradio.blocks import BlocksConfig
 
 # Gradio looks for it around every call, on the whole path when it is not there. Nothing here draws with it.
 sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
 
+
+
+async def _at_once(call: Callable[..., Any], **values: Any) -> Any:
+    return call(**values)
+
+
+# Gradio's only dependency that is no coroutine compares two words: a thread for it costs more than the request.
+fastapi.dependencies.utils.run_in_threadpool = _at_once
+
 _SKIP = gr.skip()
+_PLAIN = {"__type__", "visible", "stop_btn"}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it can go to the browser as it is: an update of nothing, or of what the server never reads again."""
+    return isinstance(value, dict) and value.get("__type__") == "update" and value.keys() <= _PLAIN
+
+
+class _LeanConfig(BlocksConfig):  # type: ignore[misc]
+    """Describes no component to a client's state, which keeps that for deep links: 10 ms and 200 KB for each client,
+    and each call of a script is a client."""
+
+    @staticmethod
+    def config_for_block(_id: int, rendered_ids: list[int], block: Any, renderable: Any = None) -> dict[str, Any]:
+        if not rendered_ids and renderable is None:
+            return {}
+        found: dict[str, Any] = BlocksConfig.config_for_block(_id, rendered_ids, block, renderable)
+        return found
+
+    def __copy__(self) -> "_LeanConfig":
+        copied = super().__copy__()
+        copied.__class__ = type(self)
+        made: _LeanConfig = copied
+        return made
 
 
 class LeanBlocks(gr.Blocks):  # type: ignore[misc]
-    """``gr.skip()`` costs nothing: as it stands, the component is built anew and described by a JSON schema."""
+    """``gr.skip()`` costs nothing, and to show or hide a component little: as they stand, each builds it anew."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.default_config.__class__ = _LeanConfig
+
+    def queue(self, *args: Any, **kwargs: Any) -> Any:
+        made = super().queue(*args, **kwargs)
+        self._queue.sleep_when_free = 0.02  # it polls: every millisecond, as it stands, costs a tenth of a core
+        # After each event it makes a pandas table of the last 10,000, for a page that is turned off.
+        self._queue.ANALYTICS_MAX_EVENTS, self._queue.ANAYLTICS_CACHE_FREQUENCY = 1, sys.maxsize
+        self._queue.broadcast_estimations = lambda *_: None  # with each event, to each that waits; not shown here
+        return made
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
         if len(block_fn.outputs) < 2 or not isinstance(predictions, list | tuple):
             whole: list[Any] = await super().postprocess_data(block_fn, predictions, state)
             return whole
-        said = [number for number, value in enumerate(predictions) if value != _SKIP]
-        found: list[Any] = [_SKIP] * len(predictions)
+        found: list[Any] = [value if _is_plain(value) else _SKIP for value in predictions]
+        said = [number for number, value in enumerate(predictions) if not _is_plain(value)]
         if said:
             part = copy.copy(block_fn)
             part.outputs = [block_fn.outputs[number] for number in said]
