@@ -130,25 +130,23 @@ class PageClient(Http):
         with urllib.request.urlopen(f"{url}/config") as answer:
             self._fn = {d["api_name"]: d["id"] for d in json.load(answer)["dependencies"]}
         self._hash = "".join(random.choices(string.ascii_lowercase, k=10))
-        asyncio.run(self.post("/gradio_api/run/predict", {**self._body("on_load"), "data": [session]}))
+        asyncio.run(self._event({**self._body("on_load"), "data": [session]}))
 
     async def ask(self) -> Seen:
         """Send a message and watch its answer to the end, with all that the page does around it."""
         asked = time.monotonic()
         message = {"text": "Tell me more.", "files": []}
-        size = await self._queued({**self._body("on_submit"), "data": [self._session, message]})
+        size = await self._event({**self._body("on_submit"), "data": [self._session, message]})
         streamed, began = await self.get(f"/v1/sessions/{self._session}/stream", b"event: end")
         ended = time.monotonic()
         done = {**self._body("on_action"), "data": [self._session], "event_data": {"action": "done", "id": ""}}
-        return Seen(size + streamed + await self._queued(done), asked, began, ended)
+        return Seen(size + streamed + await self._event(done), asked, began, ended)
 
     def _body(self, name: str) -> dict[str, Any]:
         return {"fn_index": self._fn[name], "session_hash": self._hash, "event_data": None}
 
-    async def _queued(self, body: dict[str, Any]) -> int:
-        sent = await self.post("/gradio_api/queue/join", body)
-        size, _ = await self.get(f"/gradio_api/queue/data?session_hash={self._hash}", b'"process_completed"')
-        return len(sent) + size
+    async def _event(self, body: dict[str, Any]) -> int:
+        return len(await self.post("/gradio_api/run/predict", body))
 
 
 def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:

@@ -52,12 +52,13 @@ def waiting(rows: list[dict[str, Any]], running: bool) -> str:
     return f'<ul class="waiting-list" aria-label="Messages that wait">{"".join(cards)}</ul>' if cards else ""
 
 
-def editing(kind: str) -> str:
-    """What the composer says while it holds a message that is being changed."""
+def editing(kind: str, note: str = "") -> str:
+    """What stands above the composer: what went wrong, and that it holds a message that is being changed."""
+    said = f'<p role="alert" class="note">{escape(note)}</p>' if note else ""
     if not kind:
-        return ""
+        return said
     what = "Editing a waiting message." if kind == "queued" else "Editing. Sending begins a new branch."
-    return f'<p role="status">{what} {_act("cancel", "", "Cancel (Esc)", "Cancel")}</p>'
+    return f'{said}<p role="status">{what} {_act("cancel", "", "Cancel (Esc)", "Cancel")}</p>'
 
 
 def _act(action: str, id_: str, label: str, shown: str) -> str:

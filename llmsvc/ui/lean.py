@@ -16,13 +16,12 @@ from gradio.blocks import BlocksConfig
 sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
 
 
-
 async def _at_once(call: Callable[..., Any], **values: Any) -> Any:
     return call(**values)
 
 
 # Gradio's only dependency that is no coroutine compares two words: a thread for it costs more than the request.
-fastapi.dependencies.utils.run_in_threadpool = _at_once
+fastapi.dependencies.utils.run_in_threadpool = _at_once  # type: ignore[attr-defined, assignment]
 
 _SKIP = gr.skip()
 _PLAIN = {"__type__", "visible", "stop_btn"}

@@ -1,8 +1,7 @@
 """What the page does: handlers that call the rooms below and say what changed on the screen."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,8 +72,7 @@ class Page:
 
     def _wire(self, demo: gr.Blocks, on: Layout) -> None:
         private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
-        view: dict[str, Any] = {**private, "outputs": [getattr(on, f.name) for f in fields(View)]}
-        quick: dict[str, Any] = {**view, "queue": False}
+        quick: dict[str, Any] = {**private, "queue": False, "outputs": [getattr(on, f.name) for f in fields(View)]}
         # The address names the chat, so that each tab reloads its own, and a link opens one.
         demo.load(self.on_load, [on.saved], js="(saved) => [window.llmsvcStart || saved]", **quick)
         on.saved.change(
@@ -84,10 +82,10 @@ class Page:
             js="(id) => { history.replaceState(null, '', id ? '#' + id : location.pathname + location.search) }",
             **private,
         )
-        # Those that may have a note to show go through the queue: Gradio shows notes of no others.
-        on.box.submit(self.on_submit, [on.saved, on.box], **view)
-        on.more.click(self.on_continue, [on.saved], **view)
-        on.waiting.select(self.on_action, [on.saved], **view)
+        # None goes through Gradio's queue: that takes two requests and a wait, and drops a command with its connection.
+        on.box.submit(self.on_submit, [on.saved, on.box], **quick)
+        on.more.click(self.on_continue, [on.saved], **quick)
+        on.waiting.select(self.on_action, [on.saved], **quick)
         on.list.select(self.on_list, [on.saved, on.query], **quick)
         on.undo.click(self.on_undo, None, **quick)
         on.bring.upload(self.on_import, [on.bring], **quick)
@@ -96,7 +94,7 @@ class Page:
         on.earlier.click(self.on_earlier, [on.saved], **quick)
         on.query.change(self.on_search, [on.saved, on.query], **quick)
         on.table.select(self.on_model, [on.saved], **quick)
-        on.load.click(self.on_load_model, [on.choice, on.quantization], None, **private)
+        on.load.click(self.on_load_model, [on.choice, on.quantization], None, queue=False, **private)
         # The running answer comes to the browser as server-sent events: Gradio's own stream costs ten times as much,
         # and an answer must survive a cut of it.
         on.go.change(None, [on.go], None, js="(go) => { window.llmsvcWatch(go) }", **private)
@@ -176,8 +174,7 @@ class Page:
                 else:
                     turns.start(owner, session_id, text, version=tab.version)
             except Conflict as error:  # this tab is out of date: show what is there, keep the text in the box
-                gr.Warning(str(error))
-                return self._show(session_id, request).values()
+                return self._show(session_id, request, str(error)).values()
         tab.editing = ("", "")
         sent = View(box=gr.update(value={"text": "", "files": []}), editing="", undo=gr.update(visible=False))
         return sent.over(self._show(session_id, request)).values()
@@ -185,9 +182,12 @@ class Page:
     async def on_continue(self, saved: str, request: gr.Request) -> Values:
         """Go on with an answer that was cut."""
         tab = self._tab(request, saved)
-        with _noted():
+        note = ""
+        try:
             self._service.turns.resume(owner_of(request), tab.session_id, version=tab.version)
-        return self._show(tab.session_id, request).values()
+        except LlmsvcError as error:
+            note = str(error)
+        return self._show(tab.session_id, request, note).values()
 
     async def on_action(self, saved: str, event: gr.EventData, request: gr.Request) -> Values:
         """A button of a message, of one that waits, or a key."""
@@ -196,7 +196,8 @@ class Page:
         if action in ("edit", "edit-last", "edit-queued", "cancel"):
             with shown_errors():
                 return self._edit(owner, tab, action, id_).values()
-        with _noted():
+        note = ""
+        try:
             if action == "again":
                 turns.regenerate(owner, session_id, id_, version=tab.version)
             elif action == "go":
@@ -206,7 +207,9 @@ class Page:
             elif action == "send":
                 turns.send_queued(owner, session_id)
             # What is left is "done": the answer that was watched has ended.
-        return self._show(session_id, request).values()
+        except LlmsvcError as error:
+            note = str(error)
+        return self._show(session_id, request, note).values()
 
     async def on_list(self, saved: str, query: str, event: gr.EventData, request: gr.Request) -> Values:
         """Open, rename or delete the chosen chat."""
@@ -320,16 +323,16 @@ class Page:
         """This tab. One that the server does not know, since it was started again, shows what the page says."""
         return self._tabs.of(request, lambda: self._here(owner_of(request), str(saved or "")))
 
-    def _show(self, session_id: str, request: gr.Request) -> View:
-        """Open a session in this tab, as a whole if it showed another one."""
+    def _show(self, session_id: str, request: gr.Request, note: str = "") -> View:
+        """Open a session in this tab, as a whole if it showed another one, and say what went wrong."""
         owner, tab = owner_of(request), self._tabs.of(request)
         session_id = self._here(owner, session_id)
         if not session_id:
             return self._blank(owner, tab, "")
         tab.open(session_id)
-        return self._opened(owner, tab)
+        return self._opened(owner, tab, note)
 
-    def _opened(self, owner: str, tab: Tab) -> View:
+    def _opened(self, owner: str, tab: Tab, note: str = "") -> View:
         try:
             session = self._service.sessions.window(owner, tab.session_id, tab.limit)
         except NotFound:  # deleted while it was watched
@@ -351,7 +354,7 @@ class Page:
             more=gr.update(visible=turn is None and bool(messages) and can_continue(messages[-1])),
             earlier=gr.update(visible=bool(messages) and messages[0]["depth"] > 1),
             waiting=self._waiting(session),
-            editing=chat.editing(tab.editing[0]),
+            editing=chat.editing(tab.editing[0], note),
             chip=models.chip(session["model"], self._service.pool.list()),
             go=tab.told,
         )
@@ -436,15 +439,6 @@ class Page:
         finally:
             path.unlink(missing_ok=True)  # the upload folder can be read by whoever knows its address
         return self._service.sessions.import_(owner, text)
-
-
-@contextmanager
-def _noted() -> Iterator[None]:
-    """Our errors become a note on the page, which goes on to show the newest state."""
-    try:
-        yield
-    except LlmsvcError as error:
-        gr.Warning(str(error))
 
 
 def _box(running: bool) -> Any:
