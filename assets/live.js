@@ -33,6 +33,7 @@ function changed(now) {
   if (now.turn && now.turn !== now.wanted) now.over = true;
   if (!now.over) return trigger("select", {});
   answer.close();
+  delete sessionStorage.llmsvcWatched;
   window.llmsvcSay?.("done");
 }
 
@@ -45,7 +46,8 @@ window.llmsvcWatch = (go) => {
   answer = null;
   const taken = early && early.session === session && !early.over;
   if (early && !taken) early.over = true, early.close(), early.uncover();
-  if (!turn) return;
+  if (!turn) return delete sessionStorage.llmsvcWatched;
+  sessionStorage.llmsvcWatched = session;  // so that a reload shows it at once
   answer = Object.assign(taken ? early : window.llmsvcRead(session, changed), { changed, wanted: turn });
   changed(answer);
   if (taken) (function uncover() {

@@ -183,6 +183,7 @@ def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:
             "ms CPU by token, 2 messages": few,
             "ms CPU by token, 1,000 messages": many,
             "ratio of CPU": many / few,
+            "of which ms an idle service uses": 1000 * idle / rate,
             "ms CPU by answer, 2 messages": middle[2, lengths[0]][0] - few * lengths[0],
             "ms CPU by answer, 1,000 messages": middle[1000, lengths[0]][0] - many * lengths[0],
             "bytes by answer, 2 messages": middle[2, lengths[1]][1],

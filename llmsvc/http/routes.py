@@ -38,6 +38,17 @@ def make_routes(service: Service) -> APIRouter:
         found = events(service.turns, turn, last_event_id)
         return StreamingResponse(found, media_type="text/event-stream", headers=headers)
 
+    @router.get("/v1/sessions/{session_id}/turn")
+    async def turn(session_id: str, request: Request) -> JSONResponse:
+        """The running turn, or the last, as it is now: what the stream's first event says."""
+        try:
+            found = service.turns.last(_owner(request), session_id)
+        except LlmsvcError as error:
+            return _refused(error)
+        length = len(found.text)
+        place = {"offset": 0, "length": length, "text": found.text}
+        return JSONResponse({**found.status(), **place}, headers={"Cache-Control": "no-store"})
+
     @router.get("/v1/sessions/{session_id}/export")
     def export(session_id: str, request: Request, format: str = "json") -> Response:
         """The session as a file: ``json`` or ``markdown``."""

@@ -181,6 +181,16 @@ def test_events_of_an_answer_that_has_ended(app, client, session) -> None:
         assert httpx.get(url, headers={"Last-Event-ID": odd.encode()}).status_code == 200
 
 
+def test_the_running_turn_as_it_is_now(app, client, session) -> None:
+    job = begun(client, session, 30)
+    now = httpx.get(f"{app.url}/v1/sessions/{session}/turn").json()
+    whole, status = job.result(timeout=120)
+    assert (now["turn_id"], now["state"], now["offset"]) == (status["turn_id"], "running", 0)
+    assert whole.startswith(now["text"])
+    assert 30 <= now["length"] == len(now["text"]) < len(whole)
+    assert httpx.get(f"{app.url}/v1/sessions/{'0' * 32}/turn").status_code == 404
+
+
 def test_a_stream_of_nothing_is_an_error_object(app, session) -> None:
     for id_ in (session, "nonsense"):
         response = httpx.get(f"{app.url}/v1/sessions/{id_}/stream")
