@@ -1,6 +1,6 @@
 """Steps of one model, compiled ahead of time for a CPU.
 
-``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads CHUNK tokens of a prompt.
+``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads 2 to CHUNK tokens in one.
 ``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT`` makes one, in a process of its own: it takes minutes of a core.
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
 
@@ -36,7 +36,7 @@ from llmsvc.engine.int8 import Int8Linear, halves, replace_linears
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
 
 CHUNK = 64
-"""Tokens of a prompt in a step of the kind "chunk"."""
+"""Tokens in a step of the kind "chunk" at most."""
 _LONGEST = 2**20
 """Positions that a step admits; the model's window is checked elsewhere."""
 
@@ -74,16 +74,17 @@ class CompiledStep:
         ids: torch.Tensor,
         positions: torch.Tensor,
         mask: torch.Tensor,
-        last: int,
+        wanted: list[int],
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
-        """Logits of shape (rows, vocabulary), of the new token with the number ``last``.
+        """Logits of shape (rows, wanted, vocabulary), of the new tokens with the numbers ``wanted``.
 
-        ``ids`` and ``positions``: (rows, new); ``mask``: (rows, 1, new, length); ``keys`` and ``values``: by layer,
-        (rows, heads, capacity, head size), written at ``positions``. Raises RuntimeError.
+        ``ids`` and ``positions``: (rows, new); ``mask``: (rows, 1, new, length); ``wanted``: of a "chunk" two or more,
+        else one; ``keys`` and ``values``: by layer, (rows, heads, capacity, head size), written at ``positions``.
+        Raises RuntimeError.
         """
-        tensors = [ids, positions, mask, torch.tensor([last]), *keys, *values]
+        tensors = [ids, positions, mask, torch.tensor(wanted), *keys, *values]
         given = _aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # taken by the call
         inputs = (ctypes.c_void_p * len(given))(*(_POINTER(one, None) for one in given))
         outputs = (ctypes.c_void_p * 1)()
@@ -177,7 +178,7 @@ class _Step(nn.Module):
         ids: torch.Tensor,
         positions: torch.Tensor,
         mask: torch.Tensor,
-        last: torch.Tensor,
+        wanted: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
@@ -189,9 +190,9 @@ class _Step(nn.Module):
             position_ids=positions,
             past_key_values=Cache(layers=layers),
             use_cache=True,
-            logits_to_keep=last,
+            logits_to_keep=wanted,
         )
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        return output.logits  # type: ignore[no-any-return]
 
 
 def why_not(model: Any) -> str:
@@ -264,11 +265,13 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
     model.config._attn_implementation = "llmsvc"
     layers, heads, size = kv_shape(config.get_text_config())
 
-    def dim(name: str) -> Any:
-        return torch.export.Dim(name, min=2, max=_LONGEST)
+    def dim(name: str, most: int = _LONGEST) -> Any:
+        return torch.export.Dim(name, min=2, max=most)
 
-    rows, new = (5 if kind == "rows" else 1), (CHUNK if kind == "chunk" else 1)
+    rows, new, wanted = {"one": (1, 1, 1), "rows": (5, 1, 1), "chunk": (1, CHUNK // 2, 3)}[kind]
     free = {0: dim("rows")} if kind == "rows" else {}
+    new_size = dim("new", CHUNK)
+    several = {1: new_size} if kind == "chunk" else {}
     slots = [torch.zeros(rows, heads, 512, size) for _ in range(layers)]
     slot = {**free, 2: dim("capacity")}
     exported = torch.export.export(
@@ -277,19 +280,20 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
             torch.zeros(rows, new, dtype=torch.long),
             torch.zeros(rows, new, dtype=torch.long),
             torch.ones(rows, 1, new, 256, dtype=torch.bool),
-            torch.zeros(1, dtype=torch.long),
+            torch.zeros(wanted, dtype=torch.long),
             slots,
             [torch.zeros_like(one) for one in slots],
         ),
         dynamic_shapes=(
-            free,
-            free,
-            {**free, 3: dim("length")},
-            None,
+            {**free, **several},
+            {**free, **several},
+            {**free, 3: dim("length"), **({2: new_size} if several else {})},
+            {0: dim("wanted", CHUNK)} if several else None,
             [slot] * layers,
             [slot] * layers,
         ),
         strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
     )
     package, half = out.with_suffix(f".{os.getpid()}.pt2"), out.with_suffix(f".{os.getpid()}.so")
     options = {"aot_inductor.package_constants_in_so": False, "aot_inductor.compile_wrapper_opt_level": "O0"}

@@ -16,10 +16,11 @@ from llmsvc.engine.compute import compute
 from llmsvc.engine.constraint import Constraint, Constraints
 from llmsvc.engine.detokenize import Detokenizer
 from llmsvc.engine.kv_cache import kv_shape
+from llmsvc.engine.lookup import Lookup
 from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from llmsvc.engine.runner import Runner
 from llmsvc.engine.sampling import make_generator, penalized, sample
-from llmsvc.engine.scheduler import Plan, QueueFull, Scheduler, Sequence
+from llmsvc.engine.scheduler import Chunk, Plan, QueueFull, Scheduler, Sequence
 from llmsvc.engine.warmup import Warmup
 from llmsvc.errors import BadRequest, Busy, Unavailable
 
@@ -189,30 +190,51 @@ class Engine:
                     self._decode((sequence,))
                 except Exception as its_own:
                     self._fail(sequence, its_own)
-        if (prompt := plan.prefill) is not None:
+        for chunk in plan.prefill:
             for last_try in (False, True):  # the first may have been a compiled step, which is not taken any more
                 try:
-                    return self._prefill(prompt, plan.start, plan.end)
+                    self._prefill(chunk)
+                    break
                 except Exception as error:
                     if self._shrunk(error):
                         return None
                     log.error("a prompt failed", exc_info=error)
                     if last_try:
-                        self._fail(prompt, error)
+                        self._fail(chunk.sequence, error)
         return None
 
     def _decode(self, rows: tuple[Sequence, ...]) -> None:
+        if len(rows) == 1 and (guess := self._guess(rows[0])):
+            return self._verify(rows[0], guess)
         lengths = [len(cached) for cached in self._scheduler.cached]
         logits = self._runner.decode({s.slot: s.tokens[-1] for s in rows}, lengths)
         for row in rows:
             self._scheduler.advance(row, len(row.tokens))
-            self._choose(row, logits[row.slot])
+        return self._choose(rows, [logits[row.slot] for row in rows])
 
-    def _prefill(self, sequence: Sequence, start: int, end: int) -> None:
-        last = self._runner.prefill(sequence.slot, sequence.tokens[start:end], start)
-        self._scheduler.advance(sequence, end)
-        if end == len(sequence.tokens):
-            self._choose(sequence, last)
+    def _guess(self, row: Sequence) -> list[int]:
+        """What may come next, as far as there is room for it."""
+        room = min(self.window - len(row.tokens), row.request.sampling.max_tokens - row.generated - 1)
+        return self._details[row.request.id].lookup.guess(row.tokens)[: max(room, 0)]
+
+    def _verify(self, row: Sequence, guess: list[int]) -> None:
+        """Choose a token behind the last one and behind each guessed one, as long as the guesses are right."""
+        detail, before = self._details[row.request.id], len(row.tokens)
+        logits = self._runner.prefill(row.slot, [row.tokens[-1], *guess], before - 1, len(guess) + 1)
+        for number, scores in enumerate(logits):
+            self._scheduler.advance(row, len(row.tokens))
+            self._choose((row,), [scores])
+            going = self._details.get(row.request.id) is detail
+            if not going or number == len(guess) or row.tokens[-1] != guess[number]:
+                break
+        detail.lookup.learn(number, len(row.tokens))
+
+    def _prefill(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        last = self._runner.prefill(sequence.slot, sequence.tokens[chunk.start : chunk.end], chunk.start)
+        self._scheduler.advance(sequence, chunk.end)
+        if chunk.end == len(sequence.tokens):
+            self._choose((sequence,), [last[0]])
 
     def _shrunk(self, error: Exception) -> bool:
         """Whether this was for want of memory, and there is some now."""
@@ -229,13 +251,30 @@ class Engine:
         self._scheduler.finish(sequence)
         self._end(sequence, FinishReason.ERROR, f"The model failed: {error}")
 
-    def _choose(self, sequence: Sequence, logits: torch.Tensor) -> None:
-        """Sample the next token of a sequence and deliver what it completes."""
+    def _choose(self, rows: tuple[Sequence, ...], logits: list[torch.Tensor]) -> None:
+        """Sample the next token of each sequence and deliver what it completes."""
+        shaped = []
+        for row, own in zip(rows, logits, strict=True):
+            try:
+                shaped.append((row, own, self._details[row.request.id].shaped(own, row.tokens)))
+            except Exception as error:  # the other rows go on
+                log.error("no token could be chosen", exc_info=error)
+                self._fail(row, error)
+        if shaped:
+            params = [row.request.sampling for row, _, _ in shaped]
+            generators = [self._details[row.request.id].generator for row, _, _ in shaped]
+            tokens = sample(torch.stack([scores for _, _, scores in shaped]), params, generators)
+            for (row, own, _), token in zip(shaped, tokens, strict=True):
+                self._take(row, token, own)
+
+    def _take(self, sequence: Sequence, token: int, logits: torch.Tensor) -> None:
         request, detail = sequence.request, self._details[sequence.request.id]
+        if token < 0:
+            return self._fail(sequence, ValueError("its numbers are no probabilities"))
         try:
-            token = detail.choose(logits, sequence.tokens)
-        except Exception as error:  # such as numbers that are no probabilities: the other rows go on
-            log.error("no token could be chosen", exc_info=error)
+            detail.took(token, logits)
+        except Exception as error:
+            log.error("a token could not be taken", exc_info=error)
             return self._fail(sequence, error)
         sequence.tokens.append(token)
         if token in self._eos:
@@ -268,24 +307,24 @@ class _Detail:
     def __init__(self, request: GenerationRequest, tokenizer: Any, device: Any, constraint: Constraint | None) -> None:
         self._params, self._tokenizer, self._constraint = request.sampling, tokenizer, constraint
         self.detokenizer = Detokenizer(tokenizer, request.sampling.stop)
-        self._generator = make_generator(request.sampling, device)
+        self.generator = make_generator(request.sampling, device)
+        self.lookup = Lookup()
         self._logprobs: list[TokenLogprob] = []
         self.complete = False
 
-    def choose(self, logits: torch.Tensor, tokens: list[int]) -> int:
-        """The token behind ``tokens``, from logits of shape (vocabulary,)."""
-        params, raw = self._params, logits
-        if params.repetition_penalty != 1:
+    def shaped(self, logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+        """Logits, of shape (vocabulary,), of what may come behind ``tokens``."""
+        if self._params.repetition_penalty != 1:
             seen = torch.tensor(sorted(set(tokens)), device=logits.device)
-            logits = penalized(logits.float(), params.repetition_penalty, seen)
-        if self._constraint is not None:
-            logits = self._constraint.allowed(logits)
-        token = sample(logits, params, self._generator)
+            logits = penalized(logits.float(), self._params.repetition_penalty, seen)
+        return logits if self._constraint is None else self._constraint.allowed(logits)
+
+    def took(self, token: int, logits: torch.Tensor) -> None:
+        """Record what was chosen, and from what."""
         if self._constraint is not None:
             self.complete = self._constraint.push(token)
-        if params.logprobs is not None:
-            self._logprobs.append(self._logprob(raw, token, params.logprobs))
-        return token
+        if self._params.logprobs is not None:
+            self._logprobs.append(self._logprob(logits, token, self._params.logprobs))
 
     def take_logprobs(self) -> tuple[TokenLogprob, ...]:
         taken, self._logprobs = tuple(self._logprobs), []

@@ -36,24 +36,26 @@ class Runner:
         self._cache.drop(slot)
 
     @torch.inference_mode()
-    def prefill(self, slot: int, tokens: list[int], start: int) -> torch.Tensor:
-        """Write ``tokens`` at positions ``start``… of ``slot``; return the last one's logits, shape (vocabulary,)."""
+    def prefill(self, slot: int, tokens: list[int], start: int, wanted: int = 1) -> torch.Tensor:
+        """Write ``tokens`` at positions ``start``… of ``slot``.
+
+        Returns the logits of the last ``wanted`` of them, shape (wanted, vocabulary).
+        """
         # Not in the first pass of all: the model itself says what the cache looks like.
-        chunk, window = self.compiled.get("chunk") if self._cache.used() else None, self._shape[2]
-        while chunk and tokens and start + CHUNK <= window:
-            piece, tokens = tokens[:CHUNK], tokens[CHUNK:]
-            # What stands behind the end of the prompt is written over by what comes.
-            logits = self._prefill(slot, piece + [0] * (CHUNK - len(piece)), start, len(piece) - 1, chunk)
-            start += CHUNK
-        return self._prefill(slot, tokens, start, len(tokens) - 1, None) if tokens else logits
+        compiled = self.compiled if self._cache.used() else {}
+        while "chunk" in compiled and len(tokens) > max(CHUNK, wanted):
+            self._prefill(slot, tokens[:CHUNK], start, 1, compiled["chunk"])
+            tokens, start = tokens[CHUNK:], start + CHUNK
+        return self._prefill(slot, tokens, start, wanted, compiled.get("one" if len(tokens) == 1 else "chunk"))
 
     def _prefill(
-        self, slot: int, tokens: list[int], start: int, last: int, compiled: CompiledStep | None
+        self, slot: int, tokens: list[int], start: int, wanted: int, compiled: CompiledStep | None
     ) -> torch.Tensor:
-        end = start + len(tokens)
+        new, end = len(tokens), start + len(tokens)
         positions = torch.arange(start, end, device=self._device)[None]
         self._aim(slot, slot + 1, positions, end, end)
-        return self._forward(torch.tensor([tokens], device=self._device), self._mask(positions, end), last, compiled)[0]
+        ids = torch.tensor([tokens], device=self._device)
+        return self._forward(ids, self._mask(positions, end), list(range(new - wanted, new)), compiled)[0]
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: list[int]) -> dict[int, torch.Tensor]:
@@ -72,20 +74,21 @@ class Runner:
         looking = torch.tensor([[lengths[s] if s in tokens else 0] for s in rows], device=self._device)
         self._aim(first, last, positions, length, 1 + max(lengths[s] for s in rows))
         compiled = self.compiled.get("one" if len(rows) == 1 else "rows")
-        logits = self._forward(ids, self._mask(looking, length), 0, compiled)
-        return {slot: logits[slot - first] for slot in tokens}
+        logits = self._forward(ids, self._mask(looking, length), [0], compiled)
+        return {slot: logits[slot - first, 0] for slot in tokens}
 
     def _aim(self, first: int, last: int, positions: torch.Tensor, length: int, capacity: int) -> None:
         step = self._cache.step
         step.first, step.last, step.positions, step.length, step.capacity = first, last, positions, length, capacity
 
-    def _forward(self, ids: torch.Tensor, mask: Any, last: int, compiled: CompiledStep | None) -> torch.Tensor:
-        """Logits of each row's new token ``last``, the last one unless it is a compiled step."""
+    def _forward(self, ids: torch.Tensor, mask: Any, wanted: list[int], compiled: CompiledStep | None) -> torch.Tensor:
+        """Logits of the last new tokens, whose numbers are ``wanted``, shape (rows, wanted, vocabulary)."""
         step = self._cache.step
         assert step.positions is not None
         if compiled is not None:
             try:
-                return compiled(ids, step.positions, mask, last, *self._cache.part())
+                several = wanted if ids.shape[1] == 1 else [wanted[0], *wanted]  # more than one, as it must be
+                return compiled(ids, step.positions, mask, several, *self._cache.part())[:, -len(wanted) :]
             except Exception:
                 self.compiled = {}  # the model itself can do it as well; the caller tries again
                 raise
@@ -95,9 +98,9 @@ class Runner:
             position_ids=step.positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=len(wanted),
         )
-        logits: torch.Tensor = output.logits[:, -1]
+        logits: torch.Tensor = output.logits
         return logits
 
     def _mask(self, positions: torch.Tensor, length: int) -> Any:

@@ -1,42 +1,66 @@
-"""Chooses the next token of one row from its logits."""
+"""Chooses the next token of each row from its logits."""
+
+from collections.abc import Sequence
 
 import torch
 
 from llmsvc.engine.request import SamplingParams
 
 _NUCLEUS = 512
+"""Of the likeliest tokens: a nucleus is nearly always smaller, and sorting a whole vocabulary costs 15 ms on a CPU."""
 
 
-def sample(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
-    """Return a token id.
+def sample(
+    logits: torch.Tensor, params: Sequence[SamplingParams], generators: Sequence[torch.Generator | None]
+) -> list[int]:
+    """A token id for each row; -1 where the logits are no numbers.
 
-    ``logits`` has shape (vocabulary,), with -inf where a token is not allowed. Filters run in the order of
+    ``logits`` has shape (rows, vocabulary), with -inf where a token is not allowed. Filters run in the order of
     transformers' logits warpers: temperature, top-k, top-p (nucleus sampling, Holtzman et al. 2019), min-p (Nguyen et
-    al. 2024).
+    al. 2024). Each row takes one number from its own generator, so its choice does not hang on the others.
     """
-    if params.temperature <= 0:
-        return int(logits.argmax())
-    probabilities = (logits.float() / params.temperature).softmax(-1)
-    least = params.min_p * probabilities.max()
-    if params.top_k <= 0 and params.top_p >= 1:
-        return int(torch.multinomial(probabilities.masked_fill(probabilities < least, 0.0), 1, generator=generator))
-    values, indices = _likeliest(probabilities, params)
-    if params.top_p < 1:
-        # Top-p counts what top-k has left. The likeliest token always stays.
-        share = values / (values.sum() if params.top_k > 0 else 1.0)
-        values = values.masked_fill((share.cumsum(-1) - share) >= max(params.top_p, 1e-9), 0.0)
-    choice = torch.multinomial(values.masked_fill(values < least, 0.0), 1, generator=generator)
-    return int(indices[choice])
+    chosen: list[int] = logits.argmax(-1).tolist()
+    drawn = [row for row, own in enumerate(params) if own.temperature > 0]
+    if not drawn:
+        return chosen
+    own, device = [params[row] for row in drawn], logits.device
+
+    def column(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+
+    probabilities = (logits[drawn].float() / column([p.temperature for p in own])).softmax(-1)
+    size = probabilities.shape[-1]
+    top_k = [min(p.top_k, size) if p.top_k > 0 else 0 for p in own]
+    values, indices = probabilities.topk(min(max(_NUCLEUS, *top_k), size))
+    lucky = torch.cat([torch.rand(1, generator=generators[row], device=device) for row in drawn])[:, None]
+    rest = column([p.min_p for p in own]), column([max(p.top_p, 1e-9) for p in own]), lucky
+    places, enough = _draw(values, column([k or size for k in top_k]), *rest)
+    found, sound = indices.gather(1, places[:, None])[:, 0].tolist(), torch.isfinite(values[:, 0]).tolist()
+    whole = values.shape[1] == size
+    for number, row in enumerate(drawn):
+        chosen[row] = found[number] if sound[number] else -1
+        if sound[number] and not (whole or top_k[number] or enough[number]):
+            everything, order = probabilities[number].sort(descending=True)
+            (place,), _ = _draw(everything[None], column([size]), *(part[number : number + 1] for part in rest))
+            chosen[row] = int(order[place])
+    return chosen
 
 
-def _likeliest(probabilities: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
-    """Enough of the likeliest tokens, sorted, to apply both filters."""
-    size = probabilities.numel()
-    if params.top_k > 0:
-        return torch.topk(probabilities, min(params.top_k, size))
-    # A nucleus is nearly always small, and sorting a whole vocabulary costs 15 ms on a CPU.
-    few = torch.topk(probabilities, min(_NUCLEUS, size))
-    return few if float(few.values.sum()) >= params.top_p else torch.sort(probabilities, descending=True)
+def _draw(
+    values: torch.Tensor, top_k: torch.Tensor, min_p: torch.Tensor, top_p: torch.Tensor, lucky: torch.Tensor
+) -> tuple[torch.Tensor, list[bool]]:
+    """Places in rows of sorted probabilities, and whether a row holds all that may be chosen without a top-k.
+
+    ``values``: (rows, places); the others (rows, 1), ``lucky`` evenly drawn from 0 to 1. The likeliest always stays.
+    """
+    left = values.masked_fill(torch.arange(values.shape[1], device=values.device) >= top_k, 0.0)
+    # Top-p counts what top-k has left.
+    share = left / torch.where(top_k <= values.shape[1], left.sum(-1, keepdim=True), 1.0)
+    before = share.cumsum(-1) - share
+    enough = (before[:, -1:] >= top_p) | (values[:, -1:] < min_p * values[:, :1])
+    left = left.masked_fill((before >= top_p) & (top_p < 1), 0.0).masked_fill(values < min_p * values[:, :1], 0.0)
+    reached = left.cumsum(-1)
+    return (reached < lucky * reached[:, -1:]).sum(-1), enough[:, 0].tolist()
 
 
 def penalized(logits: torch.Tensor, penalty: float, seen: torch.Tensor) -> torch.Tensor:

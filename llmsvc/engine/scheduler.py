@@ -1,8 +1,8 @@
 """Decides what the next step computes. Knows sequences and queues, no tensors.
 
 Continuous batching (Orca, Yu et al. 2022): rows join and leave between steps. A step decodes every
-running row and prefills at most one chunk of one waiting prompt (Sarathi-Serve, Agrawal et al. 2024),
-so a long prompt never stalls the answers that are already streaming.
+running row and prefills a few tokens of prompts (Sarathi-Serve, Agrawal et al. 2024), so a long prompt
+never stalls the answers that are already streaming.
 """
 
 from collections import Counter, deque
@@ -11,7 +11,10 @@ from dataclasses import dataclass, field
 from llmsvc.engine.request import GenerationRequest
 
 SHARED_CHUNK = 64
-"""Tokens of a prompt in a step in which others decode: they wait for them."""
+"""Tokens of one prompt in a step in which others decode: they wait for them."""
+SHARED_PROMPTS = 4
+"""Prompts of which a chunk is computed in such a step. A few rows take nearly as long as many, so when many requests
+come at once all of them are done sooner if their prompts are computed first."""
 
 
 class QueueFull(Exception):
@@ -39,8 +42,17 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """The tokens [start, end) of a sequence."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """One step: a chunk [start, end) of one sequence to prefill, and the sequences to decode.
+    """One step: the sequences to decode, then the chunks to prefill, of one sequence each.
 
     First, and in this order, ``copies``: (from slot, to slot, tokens) of what is cached; the slot behind the last is
     spare, for texts that change places. Then ``dropped``: slots whose memory can go.
@@ -48,13 +60,11 @@ class Plan:
 
     copies: tuple[tuple[int, int, int], ...] = ()
     dropped: tuple[int, ...] = ()
-    prefill: Sequence | None = None
-    start: int = 0
-    end: int = 0
     decode: tuple[Sequence, ...] = ()
+    prefill: tuple[Chunk, ...] = ()
 
     def __bool__(self) -> bool:
-        return self.prefill is not None or bool(self.decode)
+        return bool(self.prefill or self.decode)
 
 
 class Scheduler:
@@ -138,16 +148,22 @@ class Scheduler:
                 break
             self._waiting.remove(sequence)
             copies += self._admit(sequence)
-        chunk = self._chunk
+        dropped = self._make_room()
+        return Plan(
+            tuple(copies), dropped, tuple(s for s in self._running.values() if not s.prefilling), self._chunks()
+        )
+
+    def _chunks(self) -> tuple[Chunk, ...]:
+        """What is prefilled in the next step; the oldest prompts first."""
+        most, room, chunks = self._chunk, self._chunk, []
         if any(not s.prefilling for s in self._running.values()):
-            chunk = min(chunk, SHARED_CHUNK)
-        dropped = self._make_room(chunk)
-        prefilling = next((s for s in self._running.values() if s.prefilling), None)
-        decode = tuple(s for s in self._running.values() if not s.prefilling)
-        if prefilling is None:
-            return Plan(tuple(copies), dropped, decode=decode)
-        end = min(len(prefilling.tokens), prefilling.computed + chunk)
-        return Plan(tuple(copies), dropped, prefilling, prefilling.computed, end, decode)
+            most, room = min(self._chunk, SHARED_CHUNK), min(self._chunk, SHARED_CHUNK) * SHARED_PROMPTS
+        for sequence in self._running.values():
+            if sequence.prefilling and room > 0:
+                end = min(len(sequence.tokens), sequence.computed + min(most, room))
+                room -= end - sequence.computed
+                chunks.append(Chunk(sequence, sequence.computed, end))
+        return tuple(chunks)
 
     def _next(self) -> Sequence:
         """Of what waits, the oldest of the group that has the fewest running."""
@@ -198,10 +214,10 @@ class Scheduler:
         spare, held = len(self.cached), (len(self.cached[a]), len(self.cached[b]))
         return [(a, spare, held[0]), (b, a, held[1]), (spare, b, held[0])]
 
-    def _make_room(self, chunk: int) -> tuple[int, ...]:
+    def _make_room(self) -> tuple[int, ...]:
         """Drop what was used longest ago while the next step would not fit; then let the youngest wait again."""
         dropped = []
-        while sum(map(len, self.cached)) + len(self._running) + chunk > self._budget:
+        while sum(map(len, self.cached)) + self._coming() > self._budget:
             idle = [s for s, cached in enumerate(self.cached) if cached and s not in self._running]
             if not idle and len(self._running) < 2:
                 break
@@ -213,6 +229,10 @@ class Scheduler:
             self.cached[slot] = []
             dropped.append(slot)
         return tuple(dropped)
+
+    def _coming(self) -> int:
+        """Tokens that the next step adds to the cache."""
+        return len(self._running) + sum(chunk.end - chunk.start for chunk in self._chunks())
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """Record that the tokens up to ``computed`` are in the cache now."""

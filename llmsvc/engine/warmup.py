@@ -154,14 +154,15 @@ class Warmup:
 
     def _agrees(self, kind: str, step: CompiledStep) -> bool:
         """Whether a step says what the model says, for rows of different lengths."""
-        rows, found = min(3, self._slots) if kind == "rows" else 1, []
+        rows = min(3, self._slots) if kind == "rows" else 1
+        found: list[torch.Tensor] = []
         choices: tuple[dict[str, CompiledStep], ...] = ({}, {kind: step})
         for compiled in choices:
             self._runner.compiled = compiled
             lengths = [CHUNK + 6 + 7 * slot for slot in range(rows)]
             for slot, length in enumerate(lengths):
                 self._quiet()
-                found.append(compute(self._runner.prefill, slot, [(7 * slot + n) % 250 for n in range(length)], 0))
+                found += compute(self._runner.prefill, slot, [(7 * slot + n) % 250 for n in range(length)], 0)
             for n in range(3):
                 self._quiet()
                 tokens = {s: s + n for s in range(rows)}

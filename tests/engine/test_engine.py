@@ -170,7 +170,7 @@ def test_sampling_stays_inside_its_filters(seed: int, temperature: float, top_k:
     share = order.values[:kept] / order.values[:kept].sum()
     nucleus = int(((share.cumsum(-1) - share) < max(top_p - 1e-5, 1e-9)).sum())
     allowed = set(order.indices[: max(1, nucleus + 1)].tolist())
-    assert sample(logits, params, generator) in allowed
+    assert sample(logits[None], [params], [generator])[0] in allowed
 
 
 @settings(deadline=None, max_examples=1000)
@@ -201,14 +201,14 @@ def test_no_schedule_leaves_a_slot_behind(actions: list[tuple[str, int, int]], b
         assert sum(map(len, scheduler.cached)) <= budget
         for slot, cached in enumerate(scheduler.cached):
             assert held[slot][: len(cached)] == cached
-        slots = [s.slot for s in plan.decode] + ([plan.prefill.slot] if plan.prefill else [])
+        slots = [s.slot for s in plan.decode] + [chunk.sequence.slot for chunk in plan.prefill]
         assert len(slots) == len(set(slots)) <= 3
         for sequence in plan.decode:
             write(sequence, len(sequence.tokens))
-        if plan.prefill:
-            assert plan.start < plan.end <= plan.start + 8
-            write(plan.prefill, plan.end)
-        done = [*plan.decode, *([plan.prefill] if plan.prefill and plan.end == len(plan.prefill.tokens) else [])]
+        for chunk in plan.prefill:
+            assert chunk.start < chunk.end <= chunk.start + 8
+            write(chunk.sequence, chunk.end)
+        done = [*plan.decode, *(c.sequence for c in plan.prefill if c.end == len(c.sequence.tokens))]
         for sequence in done:
             sequence.tokens.append(3)
             assert scheduler.cached[sequence.slot] == sequence.tokens[:-1]
@@ -275,10 +275,10 @@ def test_running_rows_stand_together() -> None:
     rows: list[Sequence] = []
     for _ in range(9):
         plan = scheduler.plan()
-        if plan.prefill:
-            scheduler.advance(plan.prefill, plan.end)
-            plan.prefill.tokens.append(3)
-            rows.append(plan.prefill)
+        for chunk in plan.prefill:
+            scheduler.advance(chunk.sequence, chunk.end)
+            chunk.sequence.tokens.append(3)
+            rows.append(chunk.sequence)
     for row in (rows[0], rows[1], rows[2], rows[4], rows[5], rows[6]):
         scheduler.finish(row)
     plan = scheduler.plan()
@@ -319,7 +319,7 @@ def test_penalty_and_min_p_do_what_transformers_does() -> None:
     left = MinPLogitsWarper(0.1)(torch.tensor([seen]), logits[None].clone())[0]
     allowed = set(torch.isfinite(left).nonzero().flatten().tolist())
     params = SamplingParams(temperature=1, top_p=1, min_p=0.1)
-    drawn = {sample(logits, params, generator) for _ in range(500)}
+    drawn = {sample(logits[None], [params], [generator])[0] for _ in range(500)}
     assert drawn == allowed
     assert 1 < len(allowed) < 50
 
@@ -359,6 +359,80 @@ def test_a_seed_gives_the_same_answer_in_any_company(tokenizer: Any) -> None:
         assert collected.all(5)["among"][0] == alone
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.05])
+def test_guesses_save_passes_and_change_no_word(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """What stands in the prompt is guessed; the answer is the same as without, for a seed too."""
+    from llmsvc.engine.lookup import Lookup
+    from llmsvc.engine.runner import Runner
+
+    prompts = {str(n): ([n + 5, 9, 40, 31] * 12)[: 30 + n] for n in range(6)}
+    passes = 0
+
+    def counted(name: str) -> Any:
+        right = getattr(Runner, name)
+
+        def count(*args: Any) -> Any:
+            nonlocal passes
+            passes += 1
+            return right(*args)
+
+        return count
+
+    for name in ("prefill", "decode"):
+        monkeypatch.setattr(Runner, name, counted(name))
+    found = []
+    for guessing in (True, False):
+        if not guessing:
+            monkeypatch.setattr(Lookup, "guess", lambda *_: [])
+        engine = Engine(tiny("llama"), tokenizer, window=128, slots=2)
+        collected = Collected(engine)
+        texts = {}
+        try:
+            for name, prompt in prompts.items():  # one after the other: only who is alone has guesses
+                collected.submit(name, prompt, temperature=temperature, seed=3, max_tokens=70)
+                text, last = collected.all(1)[name]
+                texts[name] = text, last.tokens, last.finish_reason
+        finally:
+            engine.close()
+        found.append((texts, passes))
+        passes = 0
+    assert found[0][0] == found[1][0]
+    assert found[0][1] < 0.8 * found[1][1]
+
+
+def test_a_choice_hangs_on_nothing_but_its_row() -> None:
+    """Rows of all kinds together are what each is alone, and rows that are no numbers are told."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(6, 2000, generator=generator) * 2
+    logits[4, 7] = float("nan")
+    params = [
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=1.3, top_k=0, top_p=1),
+        SamplingParams(temperature=3, top_k=0, top_p=0.99),  # a nucleus larger than what is sorted
+        SamplingParams(temperature=1, top_k=600, top_p=0.9, min_p=0.01),
+        SamplingParams(temperature=1),
+        SamplingParams(temperature=0.7, top_k=20),
+    ]
+
+    def seeded(n: int) -> torch.Generator:
+        return torch.Generator().manual_seed(n)
+
+    for seed in range(50):
+        alone = [sample(logits[n : n + 1], params[n : n + 1], [seeded(seed + n)])[0] for n in range(6)]
+        assert sample(logits, params, [seeded(seed + n) for n in range(6)]) == alone
+        assert [n for n, token in enumerate(alone) if token < 0] == [4]
+
+
+def test_what_is_drawn_is_drawn_as_often_as_it_should_be() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, float("-inf")]]).repeat(4000, 1)
+    params = SamplingParams(temperature=1, top_k=0, top_p=1)
+    drawn = sample(logits, [params] * 4000, [torch.Generator().manual_seed(1)] * 4000)
+    often = torch.bincount(torch.tensor(drawn), minlength=5) / 4000
+    assert torch.allclose(often, logits[0].softmax(-1), atol=0.03)
 
 
 def test_an_answer_matches_its_schema(tokenizer: Any, model_dir: Any) -> None:
