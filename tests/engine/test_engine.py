@@ -361,7 +361,7 @@ def test_a_seed_gives_the_same_answer_in_any_company(tokenizer: Any) -> None:
         engine.close()
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.05])
+@pytest.mark.parametrize("temperature", [0.0, 0.005])
 def test_guesses_save_passes_and_change_no_word(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
