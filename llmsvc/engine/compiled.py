@@ -35,7 +35,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from llmsvc.engine.int8 import Int8Linear, halves, replace_linears
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
 
-CHUNK = 64
+CHUNK = 256
 """Tokens in a step of the kind "chunk" at most."""
 _LONGEST = 2**20
 """Positions that a step admits; the model's window is checked elsewhere."""

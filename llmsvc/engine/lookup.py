@@ -36,4 +36,4 @@ class Lookup:
     def learn(self, right: int, length: int) -> None:
         """How many guessed tokens were right, and how many tokens there are now."""
         self._wrong = 0 if right > 1 else self._wrong + 1
-        self._rest_until = length + min(2**self._wrong, _LONGEST_REST) if self._wrong else 0
+        self._rest_until = length + min(4**self._wrong, _LONGEST_REST) if self._wrong else 0

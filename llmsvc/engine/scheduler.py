@@ -11,10 +11,7 @@ from dataclasses import dataclass, field
 from llmsvc.engine.request import GenerationRequest
 
 SHARED_CHUNK = 64
-"""Tokens of one prompt in a step in which others decode: they wait for them."""
-SHARED_PROMPTS = 4
-"""Prompts of which a chunk is computed in such a step. A few rows take nearly as long as many, so when many requests
-come at once all of them are done sooner if their prompts are computed first."""
+"""Tokens of a long prompt in a step in which others decode: they wait for them."""
 
 
 class QueueFull(Exception):
@@ -154,15 +151,21 @@ class Scheduler:
         )
 
     def _chunks(self) -> tuple[Chunk, ...]:
-        """What is prefilled in the next step; the oldest prompts first."""
-        most, room, chunks = self._chunk, self._chunk, []
-        if any(not s.prefilling for s in self._running.values()):
-            most, room = min(self._chunk, SHARED_CHUNK), min(self._chunk, SHARED_CHUNK) * SHARED_PROMPTS
+        """What is prefilled in the next step.
+
+        A few rows take nearly as long to decode as many: prompts that can be finished are, and more rows join. A longer
+        one gives way when others decode.
+        """
+        room, chunks = self._chunk, []
+        shared = any(not s.prefilling for s in self._running.values())
         for sequence in self._running.values():
-            if sequence.prefilling and room > 0:
-                end = min(len(sequence.tokens), sequence.computed + min(most, room))
-                room -= end - sequence.computed
-                chunks.append(Chunk(sequence, sequence.computed, end))
+            left = len(sequence.tokens) - sequence.computed
+            size = min(left, room)
+            if shared and size < left:
+                size = min(size, SHARED_CHUNK)
+            if sequence.prefilling and size:
+                chunks.append(Chunk(sequence, sequence.computed, sequence.computed + size))
+                room -= size
         return tuple(chunks)
 
     def _next(self) -> Sequence:
