@@ -207,10 +207,11 @@ class Engine:
         if len(rows) == 1 and (guess := self._guess(rows[0])):
             return self._verify(rows[0], guess)
         lengths = [len(cached) for cached in self._scheduler.cached]
-        logits = self._runner.decode({s.slot: s.tokens[-1] for s in rows}, lengths)
+        rows = tuple(sorted(rows, key=lambda row: row.slot))
+        logits = self._runner.decode({row.slot: row.tokens[-1] for row in rows}, lengths)
         for row in rows:
             self._scheduler.advance(row, len(row.tokens))
-        return self._choose(rows, [logits[row.slot] for row in rows])
+        return self._choose(rows, logits)
 
     def _guess(self, row: Sequence) -> list[int]:
         """What may come next, as far as there is room for it."""
@@ -223,7 +224,7 @@ class Engine:
         logits = self._runner.prefill(row.slot, [row.tokens[-1], *guess], before - 1, len(guess) + 1)
         for number, scores in enumerate(logits):
             self._scheduler.advance(row, len(row.tokens))
-            self._choose((row,), [scores])
+            self._choose((row,), scores[None])
             going = self._details.get(row.request.id) is detail
             if not going or number == len(guess) or row.tokens[-1] != guess[number]:
                 break
@@ -234,7 +235,7 @@ class Engine:
         last = self._runner.prefill(sequence.slot, sequence.tokens[chunk.start : chunk.end], chunk.start)
         self._scheduler.advance(sequence, chunk.end)
         if chunk.end == len(sequence.tokens):
-            self._choose((sequence,), [last[0]])
+            self._choose((sequence,), last)
 
     def _shrunk(self, error: Exception) -> bool:
         """Whether this was for want of memory, and there is some now."""
@@ -251,21 +252,28 @@ class Engine:
         self._scheduler.finish(sequence)
         self._end(sequence, FinishReason.ERROR, f"The model failed: {error}")
 
-    def _choose(self, rows: tuple[Sequence, ...], logits: list[torch.Tensor]) -> None:
-        """Sample the next token of each sequence and deliver what it completes."""
-        shaped = []
-        for row, own in zip(rows, logits, strict=True):
+    def _choose(self, rows: tuple[Sequence, ...], logits: torch.Tensor) -> None:
+        """Sample the next token of each sequence, from logits of shape (rows, vocabulary), and deliver it."""
+        left, shaped = list(range(len(rows))), logits
+        for number, row in enumerate(rows):
+            detail = self._details[row.request.id]
+            if not detail.shapes:
+                continue
             try:
-                shaped.append((row, own, self._details[row.request.id].shaped(own, row.tokens)))
+                own = detail.shaped(logits[number], row.tokens)
+                shaped = shaped.clone() if shaped is logits else shaped
+                shaped[number] = own
             except Exception as error:  # the other rows go on
                 log.error("no token could be chosen", exc_info=error)
                 self._fail(row, error)
-        if shaped:
-            params = [row.request.sampling for row, _, _ in shaped]
-            generators = [self._details[row.request.id].generator for row, _, _ in shaped]
-            tokens = sample(torch.stack([scores for _, _, scores in shaped]), params, generators)
-            for (row, own, _), token in zip(shaped, tokens, strict=True):
-                self._take(row, token, own)
+                left.remove(number)
+        if left:
+            chosen = shaped if len(left) == len(rows) else shaped[left]
+            generators = [self._details[rows[n].request.id].generator for n in left]
+            for n, token in zip(
+                left, sample(chosen, [rows[n].request.sampling for n in left], generators), strict=True
+            ):
+                self._take(rows[n], token, logits[n])
 
     def _take(self, sequence: Sequence, token: int, logits: torch.Tensor) -> None:
         request, detail = sequence.request, self._details[sequence.request.id]
@@ -311,6 +319,7 @@ class _Detail:
         self.lookup = Lookup()
         self._logprobs: list[TokenLogprob] = []
         self.complete = False
+        self.shapes = constraint is not None or request.sampling.repetition_penalty != 1
 
     def shaped(self, logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:
         """Logits, of shape (vocabulary,), of what may come behind ``tokens``."""

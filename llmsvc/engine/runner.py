@@ -58,8 +58,8 @@ class Runner:
         return self._forward(ids, self._mask(positions, end), list(range(new - wanted, new)), compiled)[0]
 
     @torch.inference_mode()
-    def decode(self, tokens: dict[int, int], lengths: list[int]) -> dict[int, torch.Tensor]:
-        """Write one token in each slot of ``tokens``; return their logits.
+    def decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:
+        """Write one token in each slot of ``tokens``; return their logits in this order, shape (slots, vocabulary).
 
         ``lengths``: tokens already cached, by slot. Slots that lie between those asked for are computed
         as well (a slice is cheaper than a gather); they write just behind their end, where it harms nothing.
@@ -74,8 +74,8 @@ class Runner:
         looking = torch.tensor([[lengths[s] if s in tokens else 0] for s in rows], device=self._device)
         self._aim(first, last, positions, length, 1 + max(lengths[s] for s in rows))
         compiled = self.compiled.get("one" if len(rows) == 1 else "rows")
-        logits = self._forward(ids, self._mask(looking, length), [0], compiled)
-        return {slot: logits[slot - first, 0] for slot in tokens}
+        logits = self._forward(ids, self._mask(looking, length), [0], compiled)[:, 0]
+        return logits if list(tokens) == list(rows) else logits[[slot - first for slot in tokens]]
 
     def _aim(self, first: int, last: int, positions: torch.Tensor, length: int, capacity: int) -> None:
         step = self._cache.step

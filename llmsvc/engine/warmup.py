@@ -166,7 +166,7 @@ class Warmup:
             for n in range(3):
                 self._quiet()
                 tokens = {s: s + n for s in range(rows)}
-                found += compute(self._runner.decode, tokens, [x + n for x in lengths]).values()
+                found += compute(self._runner.decode, tokens, [x + n for x in lengths])
         return compute(_near, found)
 
     def _is_faster(self, kind: str, step: CompiledStep) -> bool:
