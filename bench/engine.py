@@ -22,9 +22,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "bench" / ".peers"
 FLAGS = {"AVX512": "avx512f"}
 TASKS = ("decode alone", "prefill 1,000", "8 streams", "32 streams", "fifth turn, s", "cold, s")
-OWN = ("same words", "p50 alone, ms", "p50 beside a prompt, ms", "p95 beside a prompt, ms", "cancel, ms", "perplexity")
-"""Of ours only: does the fifth turn say what a cold one says; distances of tokens while nothing else happens, and while
-another request's 4,000 tokens are computed; from a cancel to the last event; over that of the model in bf16."""
+OWN = (
+    "drawn",
+    "same words",
+    "p50 alone, ms",
+    "p50 beside a prompt, ms",
+    "p95 beside a prompt, ms",
+    "cancel, ms",
+    "perplexity",
+)
+"""Of ours only: decode alone at temperature 1, where little can be guessed; does the fifth turn say what a cold one
+says; distances of tokens while nothing else happens, and while another request's 4,000 tokens are computed; from a
+cancel to the last event; over that of the model in bf16."""
 
 
 class Contestant:

@@ -67,7 +67,9 @@ def llmsvc(folder: str, data: str) -> None:
 
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
 
-    def ask(prompts: list[list[int]], tokens: int, by: Engine = engine) -> tuple[list[list[float]], list[str]]:
+    def ask(
+        prompts: list[list[int]], tokens: int, by: Engine = engine, temperature: float = 0
+    ) -> tuple[list[list[float]], list[str]]:
         """When each token came, by prompt, and the texts."""
         came: list[list[float]] = [[] for _ in prompts]
         texts, over = ["" for _ in prompts], threading.Semaphore(0)
@@ -82,14 +84,14 @@ def llmsvc(folder: str, data: str) -> None:
             return take
 
         for n, prompt in enumerate(prompts):
-            sampling = SamplingParams(temperature=0, max_tokens=tokens)
+            sampling = SamplingParams(temperature=temperature, max_tokens=tokens, seed=1)
             by.submit(GenerationRequest(f"{time.time()} {n}", tuple(prompt), sampling, receiver(n)))
         for _ in prompts:
             over.acquire()
         return came, texts
 
-    def decode() -> float:
-        (came,), _ = ask([words[200:264]], DECODED)
+    def decode(temperature: float = 0) -> float:
+        (came,), _ = ask([words[200:264]], DECODED, temperature=temperature)
         return (len(came) - 1) / (came[-1] - came[0])
 
     begins = itertools.count(20)  # each prompt begins otherwise, so that nothing is cached
@@ -146,7 +148,8 @@ def llmsvc(folder: str, data: str) -> None:
                 over.set()
 
         name = f"paced {time.time()}"
-        sampling = SamplingParams(temperature=0, max_tokens=4000 if beside else DECODED)
+        # Drawn, so that nothing is said twice: what is guessed comes several tokens at once.
+        sampling = SamplingParams(temperature=1, seed=1, max_tokens=4000 if beside else DECODED)
         engine.submit(GenerationRequest(name, tuple(prompts[0]), sampling, take))
         if beside:
             while len(came) < 10:
@@ -178,6 +181,7 @@ def llmsvc(folder: str, data: str) -> None:
 
     serve(
         {
+            "drawn": lambda: decode(temperature=1),
             "same words": same_words,
             "p50 alone, ms": lambda: 1000 * statistics.median(distances(False)),
             "p50 beside a prompt, ms": lambda: 1000 * statistics.median(distances(True)),
