@@ -155,7 +155,7 @@ def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:
     Each round asks for a short and for a long answer: their difference is what tokens cost, the rest is what an answer
     costs, whatever its length (the sending, storing and showing of messages).
     """
-    lengths = int(2 * rate), int(8 * rate)
+    lengths = int(2 * rate), int(14 * rate)
     found: dict[tuple[int, int], list[tuple[float, int]]] = {(n, t): [] for n in (2, 1000) for t in lengths}
     with service(rate) as (url, pid):
         client = Client(url, verbose=False)
@@ -174,9 +174,11 @@ def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:
         before = cpu_seconds(pid)
         time.sleep(5)
         idle = (cpu_seconds(pid) - before) / (time.monotonic() - start)
-    middle = {n: [statistics.median(values) for values in zip(*costs, strict=True)] for n, costs in found.items()}
+    middle = {n: statistics.median(cpu for cpu, _ in costs) for n, costs in found.items()}
+    # Of all answers, since every fourth sends a part of the conversation again that the others do not.
+    sizes = {n: statistics.mean(size for t in lengths for _, size in found[n, t]) for n in (2, 1000)}
     few, many = (
-        (middle[count, lengths[1]][0] - middle[count, lengths[0]][0]) / (lengths[1] - lengths[0]) for count in (2, 1000)
+        (middle[count, lengths[1]] - middle[count, lengths[0]]) / (lengths[1] - lengths[0]) for count in (2, 1000)
     )
     return {
         f"{rate:g} tok/s": {
@@ -184,10 +186,10 @@ def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:
             "ms CPU by token, 1,000 messages": many,
             "ratio of CPU": many / few,
             "of which ms an idle service uses": 1000 * idle / rate,
-            "ms CPU by answer, 2 messages": middle[2, lengths[0]][0] - few * lengths[0],
-            "ms CPU by answer, 1,000 messages": middle[1000, lengths[0]][0] - many * lengths[0],
-            "bytes by answer, 2 messages": middle[2, lengths[1]][1],
-            "bytes by answer, 1,000 messages": middle[1000, lengths[1]][1],
+            "ms CPU by answer, 2 messages": middle[2, lengths[0]] - few * lengths[0],
+            "ms CPU by answer, 1,000 messages": middle[1000, lengths[0]] - many * lengths[0],
+            "bytes by answer, 2 messages": sizes[2],
+            "bytes by answer, 1,000 messages": sizes[1000],
             "share of a core when idle": idle,
         }
     }
