@@ -77,7 +77,8 @@ def peer_python() -> str:
         wanted = [f"-DGGML_{name}={on}" for name, on in there.items()]
         env = {**os.environ, "CMAKE_ARGS": " ".join(["-DGGML_NATIVE=OFF", *wanted])}
         for package in ("llama-cpp-python", "mistralrs"):
-            subprocess.run([python, "-m", "pip", "install", "--quiet", package], check=True, env=env)
+            # No cache: a wheel that is kept there may have been built with other flags.
+            subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-cache-dir", package], check=True, env=env)
         (PEERS / ".done").touch()
     return str(python)
 
