@@ -407,7 +407,7 @@ class Turns:
         turn.changed()
         deliver = self._crossing.to(turn.receive)
         request = GenerationRequest(turn.id, prompt.tokens, options.sampling(chosen), deliver, turn.session_id)
-        if request.sampling.json_schema or request.sampling.regex:  # a grammar takes its time
+        if request.sampling.constrained:
             await asyncio.to_thread(engine.submit, request)
         else:
             engine.submit(request)

@@ -23,7 +23,7 @@ class Constraints:
 
     def of(self, params: SamplingParams) -> "Constraint | None":
         """What a request is bound to. Raises BadRequest for a schema or an expression that cannot be followed."""
-        if not (params.json_schema or params.regex):
+        if not params.constrained:
             return None
         try:
             import llguidance

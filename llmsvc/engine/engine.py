@@ -256,17 +256,17 @@ class Engine:
         """Sample the next token of each sequence, from logits of shape (rows, vocabulary), and deliver it."""
         left, shaped = list(range(len(rows))), logits
         for number, row in enumerate(rows):
-            detail = self._details[row.request.id]
-            if not detail.shapes:
-                continue
+            own = logits[number]
             try:
-                own = detail.shaped(logits[number], row.tokens)
-                shaped = shaped.clone() if shaped is logits else shaped
-                shaped[number] = own
+                changed = self._details[row.request.id].shaped(own, row.tokens)
             except Exception as error:  # the other rows go on
                 log.error("no token could be chosen", exc_info=error)
                 self._fail(row, error)
                 left.remove(number)
+                continue
+            if changed is not own:
+                shaped = logits.to(torch.float32, copy=True) if shaped is logits else shaped
+                shaped[number] = changed
         if left:
             chosen = shaped if len(left) == len(rows) else shaped[left]
             generators = [self._details[rows[n].request.id].generator for n in left]
@@ -319,10 +319,9 @@ class _Detail:
         self.lookup = Lookup()
         self._logprobs: list[TokenLogprob] = []
         self.complete = False
-        self.shapes = constraint is not None or request.sampling.repetition_penalty != 1
 
     def shaped(self, logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:
-        """Logits, of shape (vocabulary,), of what may come behind ``tokens``."""
+        """Logits, of shape (vocabulary,), of what may come behind ``tokens``; the same where nothing changes them."""
         if self._params.repetition_penalty != 1:
             seen = torch.tensor(sorted(set(tokens)), device=logits.device)
             logits = penalized(logits.float(), self._params.repetition_penalty, seen)

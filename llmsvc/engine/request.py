@@ -27,6 +27,11 @@ class SamplingParams:
     json_schema: str = ""
     regex: str = ""
 
+    @property
+    def constrained(self) -> bool:
+        """Whether the answer is bound to a grammar, which takes its time to be read."""
+        return bool(self.json_schema or self.regex)
+
 
 class FinishReason(StrEnum):
     STOP = "stop"

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from llmsvc.errors import LlmsvcError
-from llmsvc.http.sse import events
+from llmsvc.http.sse import events, placed
 from llmsvc.service import Service
 
 
@@ -45,9 +45,7 @@ def make_routes(service: Service) -> APIRouter:
             found = service.turns.last(_owner(request), session_id)
         except LlmsvcError as error:
             return _refused(error)
-        length = len(found.text)
-        place = {"offset": 0, "length": length, "text": found.text}
-        return JSONResponse({**found.status(), **place}, headers={"Cache-Control": "no-store"})
+        return JSONResponse({**found.status(), **placed(found.text, 0)}, headers={"Cache-Control": "no-store"})
 
     @router.get("/v1/sessions/{session_id}/export")
     def export(session_id: str, request: Request, format: str = "json") -> Response:

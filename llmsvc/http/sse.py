@@ -27,7 +27,7 @@ async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[str]:
     told: tuple[Any, ...] = ()
     async with aclosing(turns.attach(turn, shown)) as frames:
         async for text, status in frames:
-            place = {"offset": shown, "length": len(text), "text": text[shown:]}
+            place = placed(text, shown)
             shown, ended = len(text), turn.finished
             news = (status["state"], status["note"], status["error"], ended)
             if news == told:
@@ -36,3 +36,8 @@ async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[str]:
             told = news
             name = "event: end\n" if ended else ""
             yield f"{name}id: {turn.id}:{shown}\ndata: {json.dumps({**status, **place}, ensure_ascii=False)}\n\n"
+
+
+def placed(text: str, shown: int) -> dict[str, Any]:
+    """What comes behind ``shown`` characters of a text, as each event says it."""
+    return {"offset": shown, "length": len(text), "text": text[shown:]}

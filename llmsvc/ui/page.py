@@ -1,7 +1,8 @@
 """What the page does: handlers that call the rooms below and say what changed on the screen."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -182,12 +183,9 @@ class Page:
     async def on_continue(self, saved: str, request: gr.Request) -> Values:
         """Go on with an answer that was cut."""
         tab = self._tab(request, saved)
-        note = ""
-        try:
+        with _noted() as note:
             self._service.turns.resume(owner_of(request), tab.session_id, version=tab.version)
-        except LlmsvcError as error:
-            note = str(error)
-        return self._show(tab.session_id, request, note).values()
+        return self._show(tab.session_id, request, *note).values()
 
     async def on_action(self, saved: str, event: gr.EventData, request: gr.Request) -> Values:
         """A button of a message, of one that waits, or a key."""
@@ -196,8 +194,7 @@ class Page:
         if action in ("edit", "edit-last", "edit-queued", "cancel"):
             with shown_errors():
                 return self._edit(owner, tab, action, id_).values()
-        note = ""
-        try:
+        with _noted() as note:
             if action == "again":
                 turns.regenerate(owner, session_id, id_, version=tab.version)
             elif action == "go":
@@ -207,9 +204,7 @@ class Page:
             elif action == "send":
                 turns.send_queued(owner, session_id)
             # What is left is "done": the answer that was watched has ended.
-        except LlmsvcError as error:
-            note = str(error)
-        return self._show(session_id, request, note).values()
+        return self._show(session_id, request, *note).values()
 
     async def on_list(self, saved: str, query: str, event: gr.EventData, request: gr.Request) -> Values:
         """Open, rename or delete the chosen chat."""
@@ -328,7 +323,7 @@ class Page:
         owner, tab = owner_of(request), self._tabs.of(request)
         session_id = self._here(owner, session_id)
         if not session_id:
-            return self._blank(owner, tab, "")
+            return self._blank(owner, tab, "", note)
         tab.open(session_id)
         return self._opened(owner, tab, note)
 
@@ -336,7 +331,7 @@ class Page:
         try:
             session = self._service.sessions.window(owner, tab.session_id, tab.limit)
         except NotFound:  # deleted while it was watched
-            return self._blank(owner, tab, "")
+            return self._blank(owner, tab, "", note)
         messages, turn = session["messages"], self._service.turns.active(tab.session_id)
         tab.version = session["version"]
         tab.last_asked = next((m["id"] for m in reversed(messages) if m["role"] == "user"), "")
@@ -369,7 +364,7 @@ class Page:
         tab.mounted = tuple(ids)
         return chat.window(messages), []
 
-    def _blank(self, owner: str, tab: Tab, query: str) -> View:
+    def _blank(self, owner: str, tab: Tab, query: str, note: str = "") -> View:
         """A chat that is still to begin."""
         tab.open("")
         tab.version, tab.last_asked, tab.turn, tab.told, tab.listed = 0, "", "", "", ""
@@ -384,7 +379,7 @@ class Page:
             more=gr.update(visible=False),
             earlier=gr.update(visible=False),
             waiting="",
-            editing="",
+            editing=chat.editing("", note),
             chip=models.chip(self._service.default_model, self._service.pool.list()),
         )
 
@@ -439,6 +434,16 @@ class Page:
         finally:
             path.unlink(missing_ok=True)  # the upload folder can be read by whoever knows its address
         return self._service.sessions.import_(owner, text)
+
+
+@contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Our errors become a note on the page, which goes on to show the newest state."""
+    note: list[str] = []
+    try:
+        yield note
+    except LlmsvcError as error:
+        note.append(str(error))
 
 
 def _box(running: bool) -> Any:
