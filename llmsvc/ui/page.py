@@ -338,14 +338,13 @@ class Page:
         tab.turn = turn.id if turn else ""
         tab.told = f"{tab.session_id} {tab.turn} {tab.version}"
         history, recent = self._parts(tab, messages, turn.message_id if turn else "")
-        here, tab.listed = tab.listed == tab.session_id, tab.session_id
         return View(
             saved=tab.session_id,
             history=history,
             recent=recent,
             live=[] if turn is None else None,
             box=_box(running=turn is not None),
-            list=None if here else self._list(owner, tab, ""),  # what else changes there comes with the news
+            list=self._list(owner, tab, ""),
             more=gr.update(visible=turn is None and bool(messages) and can_continue(messages[-1])),
             earlier=gr.update(visible=bool(messages) and messages[0]["depth"] > 1),
             waiting=self._waiting(session),
@@ -367,7 +366,7 @@ class Page:
     def _blank(self, owner: str, tab: Tab, query: str, note: str = "") -> View:
         """A chat that is still to begin."""
         tab.open("")
-        tab.version, tab.last_asked, tab.turn, tab.told, tab.listed = 0, "", "", "", ""
+        tab.version, tab.last_asked, tab.turn, tab.told = 0, "", "", ""
         return View(
             saved="",
             history=[],

@@ -30,8 +30,6 @@ class Tab:
     """Options chosen before the chat has its first message."""
     seen: tuple[Any, ...] = ()
     count: int = 0
-    listed: str = ""
-    """The chat that is marked in the list."""
     turn: str = ""
     """The running answer that this tab was told to watch."""
     told: str = ""
