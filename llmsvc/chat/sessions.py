@@ -8,7 +8,7 @@ from itertools import islice
 from llmsvc.chat import branches, transfer
 from llmsvc.chat.transfer import new_id
 from llmsvc.errors import BadRequest, NotFound
-from llmsvc.store.database import Database, Row
+from llmsvc.store.database import LISTED, Database, Row
 from llmsvc.store.search import Needle
 
 UNDO_SECONDS = 300
@@ -51,8 +51,8 @@ class Sessions:
         """
         needle = Needle(query)
         if not needle:
-            return [_public(row) for row in self._db.newest_sessions(owner, limit)]
-        return [_public(row) for row in islice(self._db.search_sessions(owner, needle), limit)]
+            return self._db.newest_sessions(owner, limit)
+        return list(islice(self._db.search_sessions(owner, needle), limit))
 
     def get(self, owner: str, session_id: str) -> Row:
         """The session with the messages of the branch that is shown, and those that wait. Raises NotFound."""
@@ -182,7 +182,7 @@ class Sessions:
 
 
 def _public(row: Row) -> Row:
-    return {k: row[k] for k in ("id", "title", "created_at", "updated_at", "model", "turns")}
+    return {name: row[name] for name in LISTED}
 
 
 def _clean(title: str) -> str:

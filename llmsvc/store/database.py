@@ -23,6 +23,9 @@ __all__ = ["Database", "Row"]
 
 log = logging.getLogger(__name__)
 
+LISTED = ("id", "title", "created_at", "updated_at", "model", "turns")
+"""What a list of sessions has of each."""
+
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -77,8 +80,12 @@ class Database:
         return self._sessions.all()
 
     def newest_sessions(self, owner: str, limit: int) -> list[Row]:
-        """The sessions of ``owner`` that are not deleted, last used first."""
-        return self._sessions.largest("updated_at", limit, lambda r: r["owner"] == owner and r["undo_until"] is None)
+        """The sessions of ``owner`` that are not deleted, last used first; ``LISTED`` of each."""
+
+        def wanted(row: Row) -> bool:
+            return bool(row["owner"] == owner and row["undo_until"] is None)
+
+        return self._sessions.largest("updated_at", limit, wanted, LISTED)
 
     def sessions_with(self, field: str) -> list[Row]:
         """Those whose ``field`` holds something, without copying the others."""

@@ -1,6 +1,6 @@
 """A TinyDB table whose rows are dicts with a unique string ``id``, found without a scan."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from operator import itemgetter
 from typing import Any
@@ -40,12 +40,12 @@ class Rows:
         with self._lock:
             return [copied(row) for row in self._table._read_table().values() if wanted(row)]  # type: ignore[arg-type]
 
-    def largest(self, key: str, limit: int, wanted: Callable[[Row], bool]) -> list[Row]:
-        """At most ``limit`` rows with the largest ``row[key]``, largest first."""
+    def largest(self, key: str, limit: int, wanted: Callable[[Row], bool], columns: Sequence[str]) -> list[Row]:
+        """Those ``columns``, which hold no lists or dicts, of at most ``limit`` rows with the largest ``row[key]``."""
         with self._lock:
             table: Any = self._table._read_table()
             rows = sorted(table.values(), key=itemgetter(key), reverse=True)
-            return [copied(row) for row in islice(filter(wanted, rows), limit)]
+            return [{name: row[name] for name in columns} for row in islice(filter(wanted, rows), limit)]
 
     def greatest(self, key: str) -> Row | None:
         """The row with the largest ``row[key]``."""

@@ -7,7 +7,7 @@ from typing import Any
 WINDOW = 40
 """Messages mounted at once: the browser's cost grows with each one."""
 
-RECENT = 8
+RECENT = 12
 """Of them, at most so many stand in a part of their own, so that the others need not be sent again at each turn."""
 
 Message = dict[str, Any]

@@ -3,6 +3,7 @@
 Measured by ``bench.watching``; each is safe to lose with another version of Gradio, and only costs time then.
 """
 
+import asyncio
 import copy
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 
 import fastapi.dependencies.utils
 import gradio as gr
+import gradio.queueing
 from gradio.blocks import BlocksConfig
 
 # Gradio looks for it around every call, on the whole path when it is not there. Nothing here draws with it.
@@ -22,6 +24,32 @@ async def _at_once(call: Callable[..., Any], **values: Any) -> Any:
 
 # Gradio's only dependency that is no coroutine compares two words: a thread for it costs more than the request.
 fastapi.dependencies.utils.run_in_threadpool = _at_once  # type: ignore[attr-defined, assignment]
+
+
+class _Until:
+    """``asyncio`` as Gradio's queue sees it: an empty queue sleeps until something is sent."""
+
+    def __init__(self, queue: Any) -> None:
+        self._queue, self._sent, push = queue, asyncio.Event(), queue.push
+
+        async def pushed(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return await push(*args, **kwargs)
+            finally:
+                self._sent.set()
+
+        queue.push = pushed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds == self._queue.sleep_when_free and not len(self._queue):
+            self._sent.clear()
+            await self._sent.wait()
+        else:
+            await asyncio.sleep(seconds)
+
 
 _SKIP = gr.skip()
 _PLAIN = {"__type__", "visible", "stop_btn"}
@@ -59,7 +87,8 @@ class LeanBlocks(gr.Blocks):  # type: ignore[misc]
 
     def queue(self, *args: Any, **kwargs: Any) -> Any:
         made = super().queue(*args, **kwargs)
-        self._queue.sleep_when_free = 0.02  # it polls: every millisecond, as it stands, costs a tenth of a core
+        self._queue.sleep_when_free, self._queue.progress_update_sleep_when_free = 0.02, 1.0  # shows no progress here
+        gradio.queueing.asyncio = _Until(self._queue)
         # After each event it makes a pandas table of the last 10,000, for a page that is turned off.
         self._queue.ANALYTICS_MAX_EVENTS, self._queue.ANAYLTICS_CACHE_FREQUENCY = 1, sys.maxsize
         self._queue.broadcast_estimations = lambda *_: None  # with each event, to each that waits; not shown here

@@ -1,8 +1,9 @@
 """The list of sessions, as HTML: one component instead of four buttons per chat."""
 
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from html import escape
 from itertools import groupby
+from math import inf
 from typing import Any
 
 _PENCIL = '<svg viewBox="0 0 16 16"><path d="M11.5 2.5l2 2L5 13l-2.7.7L3 11z"/></svg>'
@@ -40,7 +41,8 @@ def session_list(rows: list[dict[str, Any]], current: str, running: set[str], qu
         text = "No chat matches." if query else "Your chats will appear here."
         return f'<div class="sessions"><p class="empty">{text}</p></div>'
     parts = []
-    for group, members in groupby(rows, lambda r: _age(r["updated_at"])):
+    ages = _ages()
+    for group, members in groupby(rows, lambda r: next(name for since, name in ages if r["updated_at"] >= since)):
         parts.append(f"<h3>{group}</h3><ul>")
         parts += [_item(row, row["id"] == current, row["id"] in running) for row in members]
         parts.append("</ul>")
@@ -63,10 +65,11 @@ def _item(row: dict[str, Any], open_: bool, running: bool) -> str:
     )
 
 
-def _age(when: float) -> str:
-    day, today = datetime.fromtimestamp(when).date(), datetime.now().date()
-    if day >= today:
-        return "Today"
-    if day == today - timedelta(days=1):
-        return "Yesterday"
-    return "Previous 7 days" if day > today - timedelta(days=7) else "Older"
+def _ages() -> list[tuple[float, str]]:
+    """Names of times, newest first, each with when it began."""
+    today = datetime.combine(datetime.now().date(), time())
+
+    def before(days: int) -> float:
+        return (today - timedelta(days=days)).timestamp()
+
+    return [(before(0), "Today"), (before(1), "Yesterday"), (before(6), "Previous 7 days"), (-inf, "Older")]

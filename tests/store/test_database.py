@@ -235,7 +235,7 @@ def test_rows_are_found_by_id(tmp_path: Path) -> None:
             rows.put({"id": "b", "n": 2})
             rows.put({"id": "a", "n": 3})
             assert rows.get("a") == {"id": "a", "n": 3}
-            assert [row["id"] for row in rows.largest("n", 1, lambda _: True)] == ["a"]
+            assert rows.largest("n", 1, lambda _: True, ["id"]) == [{"id": "a"}]
             rows.remove("b")
             assert ("a" in rows, "b" in rows, len(rows), rows.get("b")) == (True, False, 1, None)
             assert not rows.update("b", {"n": 4})
