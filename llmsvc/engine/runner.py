@@ -7,6 +7,10 @@ import torch
 from llmsvc.engine.compiled import CHUNK, CompiledStep
 from llmsvc.engine.kv_cache import SlotCache, sliding_window
 
+LANES = 32
+"""What is read of a slot is rounded up to so many positions. Sums over them are then made in the same order whatever
+the length, and a row gives the same bits in nearly any company."""
+
 
 class Runner:
     """Prefills one slot, or decodes one token in each of several slots. There is a spare slot behind the last one."""
@@ -53,9 +57,10 @@ class Runner:
     ) -> torch.Tensor:
         new, end = len(tokens), start + len(tokens)
         positions = torch.arange(start, end, device=self._device)[None]
-        self._aim(slot, slot + 1, positions, end, end)
+        length = self._whole(end)
+        self._aim(slot, slot + 1, positions, length, length)
         ids = torch.tensor([tokens], device=self._device)
-        return self._forward(ids, self._mask(positions, end), list(range(new - wanted, new)), compiled)[0]
+        return self._forward(ids, self._mask(positions, length), list(range(new - wanted, new)), compiled)[0]
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:
@@ -70,12 +75,16 @@ class Runner:
         positions = torch.tensor([[lengths[s]] for s in rows], device=self._device)
         # What is read is bounded by the longest that was asked for: an idle slot may hold far more. It looks at one
         # token only, so that its result is a number: what is no number would reach others through what is masked.
-        length = 1 + max(lengths[s] for s in tokens)
+        length = self._whole(1 + max(lengths[s] for s in tokens))
         looking = torch.tensor([[lengths[s] if s in tokens else 0] for s in rows], device=self._device)
-        self._aim(first, last, positions, length, 1 + max(lengths[s] for s in rows))
+        self._aim(first, last, positions, length, max(length, 1 + max(lengths[s] for s in rows)))
         compiled = self.compiled.get("one" if len(rows) == 1 else "rows")
         logits = self._forward(ids, self._mask(looking, length), [0], compiled)[:, 0]
         return logits if list(tokens) == list(rows) else logits[[slot - first for slot in tokens]]
+
+    def _whole(self, length: int) -> int:
+        """How many positions are read for the sake of so many; the others are masked."""
+        return min(-(-length // LANES) * LANES, self._shape[2])
 
     def _aim(self, first: int, last: int, positions: torch.Tensor, length: int, capacity: int) -> None:
         step = self._cache.step

@@ -17,7 +17,9 @@ def sample(
 
     ``logits`` has shape (rows, vocabulary), with -inf where a token is not allowed. Filters run in the order of
     transformers' logits warpers: temperature, top-k, top-p (nucleus sampling, Holtzman et al. 2019), min-p (Nguyen et
-    al. 2024). Each row takes one number from its own generator, so its choice does not hang on the others.
+    al. 2024). Each row takes one number from its own generator, so its choice does not hang on the others. The draw is
+    a race (Gumbel-max; Yellott 1977) with a handicap for each token id: the last bits of a probability, which differ
+    with what else was computed, decide next to nothing then; a cumulative sum would end at a neighbouring token.
     """
     chosen: list[int] = logits.argmax(-1).tolist()
     drawn = [row for row, own in enumerate(params) if own.temperature > 0]
@@ -32,26 +34,32 @@ def sample(
     size = probabilities.shape[-1]
     top_k = [min(p.top_k, size) if p.top_k > 0 else 0 for p in own]
     values, indices = probabilities.topk(min(max(_NUCLEUS, *top_k), size))
-    lucky = torch.cat([torch.rand(1, generator=generators[row], device=device) for row in drawn])[:, None]
-    rest = column([p.min_p for p in own]), column([max(p.top_p, 1e-9) for p in own]), lucky
-    places, enough = _draw(values, column([k or size for k in top_k]), *rest)
-    found, sound = indices.gather(1, places[:, None])[:, 0].tolist(), torch.isfinite(values[:, 0]).tolist()
+    keys = [torch.randint(2**62, (1, 1), generator=generators[row], device=device) for row in drawn]
+    rest = column([p.min_p for p in own]), column([max(p.top_p, 1e-9) for p in own]), torch.cat(keys)
+    found, enough = _draw(values, indices, column([k or size for k in top_k]), *rest)
+    sound = torch.isfinite(values[:, 0]).tolist()
     whole = values.shape[1] == size
     for number, row in enumerate(drawn):
         chosen[row] = found[number] if sound[number] else -1
         if sound[number] and not (whole or top_k[number] or enough[number]):
             everything, order = probabilities[number].sort(descending=True)
-            (place,), _ = _draw(everything[None], column([size]), *(part[number : number + 1] for part in rest))
-            chosen[row] = int(order[place])
+            own_rest = (part[number : number + 1] for part in rest)
+            (chosen[row],), _ = _draw(everything[None], order[None], column([size]), *own_rest)
     return chosen
 
 
 def _draw(
-    values: torch.Tensor, top_k: torch.Tensor, min_p: torch.Tensor, top_p: torch.Tensor, lucky: torch.Tensor
-) -> tuple[torch.Tensor, list[bool]]:
-    """Places in rows of sorted probabilities, and whether a row holds all that may be chosen without a top-k.
+    values: torch.Tensor,
+    indices: torch.Tensor,
+    top_k: torch.Tensor,
+    min_p: torch.Tensor,
+    top_p: torch.Tensor,
+    keys: torch.Tensor,
+) -> tuple[list[int], list[bool]]:
+    """Token ids, and whether a row holds all that may be chosen without a top-k.
 
-    ``values``: (rows, places); the others (rows, 1), ``lucky`` evenly drawn from 0 to 1. The likeliest always stays.
+    ``values``: (rows, places), sorted probabilities of the tokens ``indices``; the others (rows, 1), ``keys`` drawn
+    from all integers. The likeliest always stays.
     """
     left = values.masked_fill(torch.arange(values.shape[1], device=values.device) >= top_k, 0.0)
     # Top-p counts what top-k has left.
@@ -59,8 +67,18 @@ def _draw(
     before = share.cumsum(-1) - share
     enough = (before[:, -1:] >= top_p) | (values[:, -1:] < min_p * values[:, :1])
     left = left.masked_fill((before >= top_p) & (top_p < 1), 0.0).masked_fill(values < min_p * values[:, :1], 0.0)
-    reached = left.cumsum(-1)
-    return (reached < lucky * reached[:, -1:]).sum(-1), enough[:, 0].tolist()
+    places = (left / _exponential(indices, keys)).argmax(-1, keepdim=True)
+    return indices.gather(1, places)[:, 0].tolist(), enough[:, 0].tolist()
+
+
+def _exponential(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """A number of mean 1, exponentially distributed, for each of ``ids``, the same for the same key: SplitMix64 (Steele
+    et al. 2014) of both."""
+    mixed = keys + (ids + 1) * -0x61C8864680B583EB
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        mixed = (mixed ^ ((mixed >> shift) & ((1 << 64 - shift) - 1))) * factor
+    uniform = (((mixed >> 12) & ((1 << 52) - 1)).double() + 0.5) / 2**52
+    return -uniform.log()
 
 
 def penalized(logits: torch.Tensor, penalty: float, seen: torch.Tensor) -> torch.Tensor:
