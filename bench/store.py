@@ -14,6 +14,8 @@ from pathlib import Path
 
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.transfer import message, new_id
+from llmsvc.files.files import Files
+from llmsvc.files.limits import Limits
 from llmsvc.store.database import Database, session_path
 from llmsvc.store.storage import JournalDB, replace, snapshot
 
@@ -75,7 +77,7 @@ def many_sessions(data: Path, count: int = 10_000) -> dict[str, float]:
     start = time.perf_counter()
     database = Database(data)
     results = {"10,000 sessions: open the store, ms": (time.perf_counter() - start) * 1e3}
-    sessions = Sessions(database, "a/b")
+    sessions = Sessions(database, "a/b", Files(database, Limits()))
     newest = [timed(lambda: sessions.list("local", limit=50)) for _ in range(20)]
     results["10,000 sessions: list the newest 50, ms"] = statistics.median(newest) * 1e3
     for name, query in (("a word", "w1234 "), ("no match", "nowhere to be found")):

@@ -7,6 +7,8 @@ import sys
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.turns import Turns
 from llmsvc.errors import StorageError
+from llmsvc.files.files import Files
+from llmsvc.files.limits import Limits, in_bytes
 from llmsvc.models.catalogue import Catalogue
 from llmsvc.models.pool import ModelPool, PooledModel
 from llmsvc.settings import Settings
@@ -26,8 +28,10 @@ class Service:
         self.database = Database(settings.data_dir)
         compiled = None if settings.no_compile else settings.data_dir / "compiled"
         self.pool = ModelPool(self.catalogue, settings.device, compiled, settings.full_weights)
-        self.sessions = Sessions(self.database, self.default_model)
+        self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))
+        self.sessions = Sessions(self.database, self.default_model, self.files)
         self.turns = Turns(self.database, self.sessions, self.pool)
+        self.files.resume()
 
     def preload(self) -> None:
         """Begin to load the default model, telling the terminal of its progress."""
@@ -38,7 +42,14 @@ class Service:
         """Delete a session, ending its answer first. Call on the event loop. Raises NotFound."""
         deleted = self.sessions.delete(owner, session_id)
         self.turns.abandon(session_id)
+        self.files.halt(session_id)
         return deleted
+
+    def restore_session(self, owner: str, session_id: str) -> Row:
+        """Undo a deletion; what was not parsed yet goes on. Raises NotFound when it is too late."""
+        restored = self.sessions.restore(owner, session_id)
+        self.files.wake(session_id)
+        return restored
 
     def select_branch(self, owner: str, session_id: str, message_id: str, version: int | None = None) -> Row:
         """Show another branch. Call on the event loop. Raises NotFound, or Conflict while an answer runs."""
@@ -55,6 +66,7 @@ class Service:
     async def stop(self) -> None:
         """Stop turns, engines and the store, in that order."""
         await self.turns.close()
+        await asyncio.to_thread(self.files.close)
         await asyncio.to_thread(self.pool.close)
         self.database.close()
 

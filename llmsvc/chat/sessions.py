@@ -8,6 +8,7 @@ from itertools import islice
 from llmsvc.chat import branches, transfer
 from llmsvc.chat.transfer import new_id
 from llmsvc.errors import BadRequest, NotFound
+from llmsvc.files.files import Files
 from llmsvc.store.database import LISTED, Database, Row
 from llmsvc.store.search import Needle
 
@@ -19,8 +20,8 @@ NEW_TITLE = "New chat"
 class Sessions:
     """Sessions of every owner. Another owner's session answers as one that does not exist."""
 
-    def __init__(self, database: Database, default_model: str) -> None:
-        self._db = database
+    def __init__(self, database: Database, default_model: str, files: Files) -> None:
+        self._db, self._files = database, files
         self._default_model = default_model
         self.revision = 0
         """Grows with every change to the list of sessions, so that a page can ask whether it is still right."""
@@ -66,7 +67,7 @@ class Sessions:
         with self._db.session_rows(session_id, "queue") as rows:
             queued = rows.all()
         own = {"settings": row["settings"], "version": version, "queued": queued}
-        return {**_public(row), **own, "messages": messages, "files": []}
+        return {**_public(row), **own, "messages": messages, "files": self._files.rows(session_id)}
 
     def message(self, owner: str, session_id: str, message_id: str) -> Row:
         """One message of any branch. Raises NotFound."""
@@ -91,10 +92,7 @@ class Sessions:
 
     def row(self, owner: str, session_id: str) -> Row:
         """The index row of a session that is there for ``owner``. Raises NotFound."""
-        row = self._owned(owner, session_id)
-        if row["undo_until"] is not None:
-            raise NotFound("This chat was deleted.")
-        return row
+        return self._db.owned_session(owner, session_id)
 
     def rename(self, owner: str, session_id: str, title: str) -> Row:
         """Raises BadRequest for an empty title, NotFound."""
@@ -128,7 +126,8 @@ class Sessions:
     def restore(self, owner: str, session_id: str) -> Row:
         """Undo a deletion. Raises NotFound when it is too late."""
         self.purge()
-        self._owned(owner, session_id)
+        if self._db.session(session_id)["owner"] != owner:
+            self.row(owner, session_id)  # it answers as one that does not exist
         self._change(session_id, {"undo_until": None})
         return _public(self.row(owner, session_id))
 
@@ -166,12 +165,6 @@ class Sessions:
     def _change(self, session_id: str, fields: Row) -> None:
         self._db.update_session(session_id, fields)
         self.revision += 1
-
-    def _owned(self, owner: str, session_id: str) -> Row:
-        row = self._db.session(session_id)
-        if row["owner"] != owner:
-            raise NotFound("There is no such chat. It may have been deleted; pick one from the list.")
-        return row
 
     def purge(self) -> None:
         """Remove for good what can no longer be restored."""

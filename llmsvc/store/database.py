@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,7 @@ class Database:
         self._dir = data_dir
         self._lock_file = lock(data_dir)
         self._shelf = Shelf(JournalDB)
+        self._texts = Shelf(JournalDB, capacity=8)  # of files: each may be some megabytes
         try:
             migrate.run(data_dir)
             self._index_db = JournalDB(index_path(data_dir))
@@ -56,6 +58,7 @@ class Database:
     def close(self) -> None:
         """Fold all journals. Raises StorageError when the disk refuses; the journals then keep everything."""
         try:
+            self._texts.close()
             self._shelf.close()
             self._index_db.close()
         finally:
@@ -74,6 +77,15 @@ class Database:
         """Raises NotFound."""
         if (row := self._sessions.get(session_id)) is None:
             raise NotFound("There is no such chat. It may have been deleted; pick one from the list.")
+        return row
+
+    def owned_session(self, owner: str, session_id: str) -> Row:
+        """One that is there for ``owner``. Another's answers as one that does not exist. Raises NotFound."""
+        row = self.session(session_id)
+        if row["owner"] != owner:
+            raise NotFound("There is no such chat. It may have been deleted; pick one from the list.")
+        if row["undo_until"] is not None:
+            raise NotFound("This chat was deleted.")
         return row
 
     def sessions(self) -> list[Row]:
@@ -100,6 +112,7 @@ class Database:
         self._removed.put({"id": session_id})
         self._sessions.remove(session_id)
         self._shelf.delete(path)
+        self._remove_files(session_id)
         self._removed.remove(session_id)
 
     def search_sessions(self, owner: str, needle: search.Needle) -> Iterator[Row]:
@@ -144,6 +157,70 @@ class Database:
         with self._shelf.lend(path) as volume:
             yield volume.rows(table)
 
+    # Files: rows in the session's own file; the text of each, and its original, beside one another
+
+    def original(self, session_id: str, file_id: str) -> Path:
+        """Where an uploaded file is kept as it came."""
+        return self._file_path(session_id, file_id).with_suffix(".original")
+
+    @contextmanager
+    def file_rows(self, session_id: str, file_id: str, table: str) -> Iterator[Rows]:
+        """A table of what was read from a file, lent. Raises NotFound."""
+        with self.session_rows(session_id, "files") as rows:
+            if file_id not in rows:
+                raise NotFound("There is no such file in this chat. It may have been removed.")
+        with self._texts.lend(self._file_path(session_id, file_id)) as volume:
+            yield volume.rows(table)
+
+    def clear_file(self, session_id: str, file_id: str) -> None:
+        """Forget what was read from it."""
+        path = self._file_path(session_id, file_id)
+        try:
+            self._texts.delete(path)
+        except StorageError:  # damaged, so it cannot even be opened
+            self._texts.forget(path)
+            _unlink(path, path.with_name(path.name + ".journal"))
+
+    def remove_file(self, session_id: str, file_id: str) -> None:
+        """Its row, its text and its original. A crash in the middle is finished at the next start."""
+        self._removed.put({"id": file_id, "session": session_id})
+        with self.session_rows(session_id, "files") as rows:
+            rows.remove(file_id)
+        self._remove_from_disk(session_id, file_id)
+        self._removed.remove(file_id)
+
+    def stored_bytes(self) -> int:
+        """Of all that is kept of files."""
+        kept = 0
+        with suppress(FileNotFoundError):
+            for folder in os.scandir(self._dir / "files"):
+                with suppress(FileNotFoundError):
+                    kept += sum(entry.stat().st_size for entry in os.scandir(folder))
+        return kept
+
+    def free_bytes(self) -> int:
+        """Of the disk."""
+        return shutil.disk_usage(self._dir).free
+
+    def _remove_from_disk(self, session_id: str, file_id: str) -> None:
+        self.clear_file(session_id, file_id)
+        original = self.original(session_id, file_id)
+        _unlink(original)
+        with suppress(OSError):  # the last one takes the folder along
+            original.parent.rmdir()
+
+    def _remove_files(self, session_id: str) -> None:
+        folder = self._dir / "files" / session_id
+        with suppress(FileNotFoundError):
+            for id_ in {name.split(".")[0] for name in os.listdir(folder)}:
+                self._remove_from_disk(session_id, id_)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _file_path(self, session_id: str, file_id: str) -> Path:
+        if not (_ID.fullmatch(session_id) and _ID.fullmatch(file_id)):
+            raise NotFound("There is no such file.")
+        return self._dir / "files" / session_id / f"{file_id}.json"
+
     # Settings: one row for each key
 
     def setting(self, key: str) -> Row:
@@ -157,8 +234,13 @@ class Database:
         """Finish what a crash interrupted: removals, and journals that were not folded."""
         for row in self._removed.all():
             with suppress(StorageError):  # a disk that cannot be written: next time
-                self._sessions.remove(row["id"])
-                self._shelf.delete(self._session_path(row["id"]))
+                if session_id := row.get("session"):
+                    with suppress(NotFound):
+                        self.remove_file(session_id, row["id"])
+                else:
+                    self._sessions.remove(row["id"])
+                    self._shelf.delete(self._session_path(row["id"]))
+                    self._remove_files(row["id"])
                 self._removed.remove(row["id"])
         for path in leftovers(self._dir):
             try:
@@ -181,6 +263,15 @@ def index_path(data_dir: Path) -> Path:
 
 def session_path(data_dir: Path, session_id: str) -> Path:
     return data_dir / "sessions" / session_id[:2] / f"{session_id}.json"
+
+
+def _unlink(*paths: Path) -> None:
+    """Raises StorageError."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path} could not be removed ({error.strerror}). Check its rights.") from error
 
 
 def leftovers(data_dir: Path) -> list[Path]:

@@ -75,6 +75,10 @@ class Shelf:
         """Remove a volume's files; whoever still holds it is refused from then on."""
         with self.lend(path) as volume:
             volume.database.storage.delete()  # type: ignore[attr-defined]
+        self.forget(path)
+
+    def forget(self, path: Path) -> None:
+        """Open it anew when it is lent next."""
         with self._lock:
             self._places.pop(path, None)
 

@@ -52,7 +52,7 @@ def _session_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
     def session_restore(request: gr.Request, session_id: str) -> dict[str, Any]:
         """Undo a deletion."""
         with shown_errors():
-            return sessions.restore(owner_of(request), session_id)
+            return service.restore_session(owner_of(request), session_id)
 
     def session_export(request: gr.Request, session_id: str, format: str = "json") -> str:
         """A session as "json" or "markdown" text."""

@@ -228,7 +228,7 @@ class Page:
     async def on_undo(self, request: gr.Request) -> Values:
         tab = self._tabs.of(request)
         with shown_errors():
-            self._service.sessions.restore(owner_of(request), tab.deleted)
+            self._service.restore_session(owner_of(request), tab.deleted)
         return View(undo=gr.update(visible=False)).over(self._show(tab.deleted, request)).values()
 
     async def on_import(self, path: str, request: gr.Request) -> Values:

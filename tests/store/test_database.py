@@ -19,6 +19,8 @@ from llmsvc.chat import sessions as sessions_module
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.transfer import message, tree
 from llmsvc.errors import BadRequest, LlmsvcError, NotFound, StorageError
+from llmsvc.files.files import Files
+from llmsvc.files.limits import Limits
 from llmsvc.store.database import Database
 from llmsvc.store.rows import Rows
 from llmsvc.store.shelf import Shelf
@@ -32,7 +34,7 @@ def operate(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 def some_chats(folder: Path, count: int = 3) -> list[str]:
     with closing(Database(folder)) as database:
-        sessions = Sessions(database, "a/b")
+        sessions = Sessions(database, "a/b", Files(database, Limits()))
         made = [sessions.create("local", f"Chat {n}")["id"] for n in range(count)]
         for number, id_ in enumerate(made):
             database.add_messages(id_, tree([message("user", f"Hello {number}", "t"), message("assistant", "Hi", "t")]))
@@ -41,7 +43,7 @@ def some_chats(folder: Path, count: int = 3) -> list[str]:
 
 def test_stock_tinydb_reads_every_file(tmp_path: Path) -> None:
     database = Database(tmp_path)
-    sessions = Sessions(database, "a/b")
+    sessions = Sessions(database, "a/b", Files(database, Limits()))
     made = sessions.create("local", "Stock")
     database.add_messages(made["id"], [message("user", "Hello \ud800 世界", "t")])
     database.set_setting("sampling", {"temperature": 0})
@@ -79,7 +81,7 @@ def test_a_damaged_chat_is_named_and_the_others_work(tmp_path: Path) -> None:
     (file,) = tmp_path.glob(f"sessions/*/{bad}.json")
     file.write_text(file.read_text().replace("Hello 1", "Hullo 1"))
     with closing(Database(tmp_path)) as database:
-        sessions = Sessions(database, "a/b")
+        sessions = Sessions(database, "a/b", Files(database, Limits()))
         with pytest.raises(StorageError, match=rf"{bad}\.json is damaged.*llmsvc\.store repair"):
             sessions.get("local", bad)
         assert len(sessions.list("local")) == 3
@@ -107,7 +109,7 @@ def test_check_repair_and_export(tmp_path: Path) -> None:
     assert operate("check", str(data)).returncode == 0
     assert operate("export", str(data), "--to", str(tmp_path / "out")).returncode == 0
     with closing(Database(data)) as database:
-        sessions = Sessions(database, "a/b")
+        sessions = Sessions(database, "a/b", Files(database, Limits()))
         assert sessions.get("local", bad)["messages"][0]["content"] == "Hullo 1"
         copy = sessions.import_("local", (tmp_path / "out" / f"{bad}.json").read_text())
         assert [m["content"] for m in sessions.get("local", copy["id"])["messages"]] == ["Hullo 1", "Hi"]
@@ -128,7 +130,7 @@ def test_a_directory_of_the_first_version_is_brought_over_with_a_backup(tmp_path
     old = {path.name: path.read_bytes() for path in tmp_path.rglob("*.json")}
     for _ in range(2):
         with closing(Database(tmp_path)) as database:
-            found = Sessions(database, "a/b").get("local", id_)
+            found = Sessions(database, "a/b", Files(database, Limits())).get("local", id_)
             assert [m["content"] for m in found["messages"]] == ["Hello", "Hi"]
             assert found["settings"] == {}
             assert database.setting("sampling") == {"temperature": 1}
@@ -139,14 +141,14 @@ def test_a_directory_of_the_first_version_is_brought_over_with_a_backup(tmp_path
 def test_a_chat_of_version_1_whose_process_was_killed_is_brought_over(tmp_path: Path) -> None:
     """Its messages and the version itself may be in journals only."""
     database = Database(tmp_path)
-    id_ = Sessions(database, "a/b").create("local")["id"]
+    id_ = Sessions(database, "a/b", Files(database, Limits())).create("local")["id"]
     database.add_messages(id_, [flat("user", "Hello"), flat("assistant", "Hi"), flat("user", "More")])
     database.index("meta").put({"id": "version", "version": 1})
     killed = tmp_path / "killed"
     shutil.copytree(tmp_path, killed, ignore=shutil.ignore_patterns("killed", ".lock"))
     database.close()
     with closing(Database(killed)) as database:
-        found = Sessions(database, "a/b").get("local", id_)["messages"]
+        found = Sessions(database, "a/b", Files(database, Limits())).get("local", id_)["messages"]
         assert [m["content"] for m in found] == ["Hello", "Hi", "More"]
         assert found[0]["parent"] == ""
         assert [m["parent"] for m in found[1:]] == [m["id"] for m in found[:2]]
@@ -170,7 +172,7 @@ def test_a_directory_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
 
 def test_deletion_frees_the_disk_after_the_undo_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Database(tmp_path)) as database:
-        sessions = Sessions(database, "a/b")
+        sessions = Sessions(database, "a/b", Files(database, Limits()))
         kept, gone = (sessions.create("local")["id"] for _ in range(2))
         for id_ in (kept, gone):
             database.add_messages(id_, [message("user", "x" * 100_000, "t")])
@@ -188,13 +190,13 @@ def test_deletion_frees_the_disk_after_the_undo_window(tmp_path: Path, monkeypat
 def test_search_finds_words_of_open_and_closed_chats(tmp_path: Path) -> None:
     words = ["An AXOLOTL swims", "été à Ørsta", "日本語のテキスト", 'a "quoted" word', "role"]
     with closing(Database(tmp_path)) as database:
-        sessions = Sessions(database, "a/b")
+        sessions = Sessions(database, "a/b", Files(database, Limits()))
         ids = [sessions.create("local")["id"] for _ in words]
         for id_, text in zip(ids, words, strict=True):
             database.add_messages(id_, [message("user", text, "t")])
     for opened in (False, True):
         with closing(Database(tmp_path)) as database:
-            sessions = Sessions(database, "a/b")
+            sessions = Sessions(database, "a/b", Files(database, Limits()))
             if opened:
                 [sessions.get("local", id_) for id_ in ids]
             for query, number in [("axolotl", 0), ("ÉTÉ À ø", 1), ("本語の", 2), ('"QUOTED" w', 3), ("role", 4)]:
@@ -243,7 +245,7 @@ def test_rows_are_found_by_id(tmp_path: Path) -> None:
 
 def test_owners_do_not_see_each_other(tmp_path: Path) -> None:
     database = Database(tmp_path)
-    sessions = Sessions(database, "a/b")
+    sessions = Sessions(database, "a/b", Files(database, Limits()))
     hers = sessions.create("ann", "Hers")["id"]
     assert sessions.list("bob") == []
     with pytest.raises(NotFound) as missing:
@@ -262,7 +264,7 @@ def test_owners_do_not_see_each_other(tmp_path: Path) -> None:
 def test_import_of_anything_is_an_answer_or_a_sentence(tmp_path_factory, text: str) -> None:
     database = Database(tmp_path_factory.mktemp("import"))
     with closing(database), suppress(BadRequest):  # any other error fails the test
-        Sessions(database, "a/b").import_("local", text)
+        Sessions(database, "a/b", Files(database, Limits())).import_("local", text)
 
 
 def test_ids_from_outside_never_become_paths(tmp_path: Path) -> None:

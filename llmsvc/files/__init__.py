@@ -1,0 +1,1 @@
+"""Uploaded files: kept, parsed in child processes, cut into chunks, found again."""
