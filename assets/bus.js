@@ -1,6 +1,6 @@
-// Clicks and keys that change the conversation, handed to the server as one event: {action, id}.
+// Clicks and keys that change the conversation, handed to the server as one event: {action, id, text}.
 // (Runs once, inside the component of the messages that wait: `element` and `trigger` are its own.)
-const say = window.llmsvcSay = (action, id = "") => trigger("select", { action, id });
+const say = window.llmsvcSay = (action, id = "", text = "") => trigger("select", { action, id, text });
 element.addEventListener("click", (e) => {
   const button = e.target.closest("[data-act]");
   if (button) say(button.dataset.act, button.dataset.id);

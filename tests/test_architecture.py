@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
-    "ui": {"ui", "http", "service", "chat", "models", "settings", "errors"},
+    "ui": {"ui", "http", "service", "chat", "files", "models", "settings", "errors"},
     "http": {"http", "service", "chat", "models", "settings", "errors"},
     "service": {"chat", "files", "models", "store", "settings", "errors"},
     "chat": {"chat", "files", "models", "engine", "store", "errors"},

@@ -68,10 +68,13 @@ class Files:
         self._db.owned_session(owner, session_id)
         return self.rows(session_id)
 
+    def row(self, owner: str, session_id: str, file_id: str) -> Row:
+        """Without its text. Raises NotFound."""
+        return self._shown(self._row(owner, session_id, file_id))
+
     def get(self, owner: str, session_id: str, file_id: str) -> Row:
         """With ``text``: that of all pages so far. Raises NotFound."""
-        row = self._row(owner, session_id, file_id)
-        return {**self._shown(row), "text": "\n\n".join(self.pages(session_id, file_id))}
+        return {**self.row(owner, session_id, file_id), "text": "\n\n".join(self.pages(session_id, file_id))}
 
     def remove(self, owner: str, session_id: str, file_id: str) -> Row:
         """At any moment: its parser is killed, and its text and original are gone from the disk. Raises NotFound."""

@@ -30,9 +30,10 @@ class Limits:
 
 def size(count: float) -> str:
     """Bytes as a person reads them."""
-    if count >= 1000 * MB:
-        return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:.1f} MB" if count >= MB else f"{max(1, round(count / 1000)) if count else 0} KB"
+    for unit, name in ((1000 * MB, "GB"), (MB, "MB"), (1000, "KB")):
+        if count >= unit:
+            return f"{count / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{count:.0f} bytes"
 
 
 def in_bytes(text: str) -> int:

@@ -1,6 +1,7 @@
 """The named endpoints of the contract: plain JSON in and out, for gradio_client and curl."""
 
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,9 +17,11 @@ def add_endpoints(service: Service) -> None:
     for name, function in {
         **_session_endpoints(service),
         **_chat_endpoints(service),
+        **_file_endpoints(service),
         **_model_endpoints(service),
     }.items():
         gr.api(function, api_name=name)
+    _add_upload(service)
 
 
 def _session_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
@@ -201,6 +204,49 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
     again: dict[str, Callable[..., Any]] = {"regenerate": regenerate, "edit": edit}
     plain = (stop, branch_select, queue_edit, queue_remove, queue_send, session_settings, settings_get, settings_set)
     return {**streams, **again, **{function.__name__: function for function in plain}}
+
+
+def _file_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
+    files = service.files
+
+    def file_list(request: gr.Request, session_id: str) -> list[dict[str, Any]]:
+        """The files of a session, oldest first."""
+        with shown_errors():
+            return files.listed(owner_of(request), session_id)
+
+    def file_get(request: gr.Request, session_id: str, file_id: str) -> dict[str, Any]:
+        """A file with the text that was read from it so far."""
+        with shown_errors():
+            return files.get(owner_of(request), session_id, file_id)
+
+    def file_remove(request: gr.Request, session_id: str, file_id: str) -> dict[str, Any]:
+        """Remove a file, also while it is parsed: gone from the next prompt and from the disk."""
+        with shown_errors():
+            return files.remove(owner_of(request), session_id, file_id)
+
+    def file_retry(
+        request: gr.Request, session_id: str, file_id: str, password: str = "", encoding: str = ""
+    ) -> dict[str, Any]:
+        """Read a file anew, with a password (which is not kept), or in another encoding."""
+        with shown_errors():
+            return files.retry(owner_of(request), session_id, file_id, password, encoding)
+
+    return {function.__name__: function for function in (file_list, file_get, file_remove, file_retry)}
+
+
+def _add_upload(service: Service) -> None:
+    """The one endpoint made of components: only they let in nothing but what was uploaded."""
+
+    def file_upload(file: str | None, session_id: str, request: gr.Request) -> dict[str, Any]:
+        """Upload a file to a session; it is parsed behind. See file_get for its state and text."""
+        with shown_errors():
+            if not file:
+                raise BadRequest("There is no file in this request.")
+            return service.files.add(owner_of(request), session_id, Path(file).name, Path(file))
+
+    with gr.Row(visible=False):
+        given = [gr.File(label="file"), gr.Textbox(label="session_id")]
+        gr.Button().click(file_upload, given, gr.JSON(label="result"), api_name="file_upload")
 
 
 def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from llmsvc.service import Service
-from llmsvc.ui import chat, models, sidebar
+from llmsvc.ui import chat, files, models, sidebar
 
 GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
 <p>Everything stays on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
@@ -27,7 +27,7 @@ class Layout:
             with gr.Tab("Models", id="models", elem_id="tab-models"):
                 self._models()
             with gr.Tab("Files", id="files", elem_id="tab-files"):
-                gr.HTML('<p class="empty">Talking about files is not built yet. Paste text into the chat for now.</p>')
+                self._files()
             with gr.Tab("Settings", id="settings", elem_id="tab-settings"):
                 gr.HTML('<p class="hint">How answers are made, in every chat. Saved as you change them.</p>')
                 self.defaults = _knobs()
@@ -71,20 +71,30 @@ class Layout:
             self.more = gr.Button("Continue", visible=False, size="sm", elem_id="continue")
         self.waiting = gr.HTML(elem_id="waiting", js_on_load=(ASSETS / "bus.js").read_text(), apply_default_css=False)
         self.editing = gr.HTML(elem_id="editing", apply_default_css=False)
-        self.box = gr.MultimodalTextbox(
-            placeholder="Message llmsvc…",
-            show_label=False,
-            container=False,
-            sources=[],
-            max_lines=8,
-            elem_id="composer",
-            label="Message",
-            autofocus=True,
-        )
+        self.files = gr.HTML(elem_id="chips", js_on_load=(ASSETS / "files.js").read_text(), apply_default_css=False)
+        with gr.Row(elem_id="ask"):
+            self.attach = gr.UploadButton("Attach files", file_count="multiple", elem_id="attach", min_width=0)
+            self.box = gr.MultimodalTextbox(
+                placeholder="Message llmsvc…",
+                show_label=False,
+                container=False,
+                sources=[],
+                max_lines=8,
+                max_plain_text_length=1_000_000,  # what is pasted stays text
+                elem_id="composer",
+                label="Message",
+                autofocus=True,
+            )
         self.pipe = gr.HTML(elem_id="pipe", js_on_load=(ASSETS / "live.js").read_text(), apply_default_css=False)
         # Words that the server changes: which answer to watch, and that there is something to ask for.
         self.go = gr.Textbox(visible="hidden", elem_id="go")
         self.news = gr.Textbox(visible="hidden", elem_id="news")
+
+    def _files(self) -> None:
+        gr.HTML(files.hint(self._service.files.limits))
+        self.attach_here = gr.UploadButton("Add files", file_count="multiple", size="sm", elem_id="attach-here")
+        self.file_text = gr.HTML(elem_id="file-text", apply_default_css=False)
+        self.file_list = gr.HTML(elem_id="file-list", apply_default_css=False)
 
     def _models(self) -> None:
         self.table = gr.HTML(elem_id="model-list", js_on_load=models.JS, apply_default_css=False)

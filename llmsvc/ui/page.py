@@ -12,7 +12,7 @@ import gradio as gr
 from llmsvc.chat.turn import can_continue
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound
 from llmsvc.service import Service
-from llmsvc.ui import chat, models, sidebar
+from llmsvc.ui import chat, files, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
 from llmsvc.ui.identity import owner_of, shown_errors
 from llmsvc.ui.layout import KNOBS, Layout
@@ -40,6 +40,9 @@ class View:
     earlier: Any = None
     waiting: Any = None
     editing: Any = None
+    files: Any = None
+    file_list: Any = None
+    file_text: Any = None
     go: Any = None
 
     def values(self) -> tuple[Any, ...]:
@@ -89,6 +92,8 @@ class Page:
         on.waiting.select(self.on_action, [on.saved], **quick)
         on.list.select(self.on_list, [on.saved, on.query], **quick)
         on.undo.click(self.on_undo, None, **quick)
+        for attach in (on.attach, on.attach_here):
+            attach.upload(self.on_attach, [on.saved, attach], **quick)
         on.bring.upload(self.on_import, [on.bring], **quick)
         on.box.stop(self.on_stop, [on.saved], **quick)
         on.new.click(self.on_new, [on.query], **quick)
@@ -127,6 +132,7 @@ class Page:
             tab.missed // 2,  # what this tab was to show got lost with its connection: tell it again
             service.sessions.revision,
             service.pool.state(),
+            service.files.version(tab.session_id),
             *sorted(service.turns.running_sessions()),
         )
         if state != tab.seen:
@@ -141,6 +147,7 @@ class Page:
         model = service.sessions.row(owner, here)["model"] if here else service.default_model
         listed = await asyncio.to_thread(self._list, owner, tab, query)
         news = View(chip=models.chip(model, rows), table=models.model_table(rows, model), list=listed)
+        news = news.over(self._files(tab, here))
         if tab.missed > 1:
             tab.mounted = ()
             return news.over(self._show(tab.session_id, request)).values()
@@ -194,6 +201,8 @@ class Page:
         if action in ("edit", "edit-last", "edit-queued", "cancel"):
             with shown_errors():
                 return self._edit(owner, tab, action, id_).values()
+        if action.startswith("file-"):
+            return (await asyncio.to_thread(self._file_action, owner, tab, action, id_, str(event.text))).values()
         with _noted() as note:
             if action == "again":
                 turns.regenerate(owner, session_id, id_, version=tab.version)
@@ -236,6 +245,18 @@ class Page:
         with shown_errors():
             created = await asyncio.to_thread(self._import, owner_of(request), Path(path))
         return self._show(created["id"], request).values()
+
+    async def on_attach(self, saved: str, uploads: list[str], request: gr.Request) -> Values:
+        """Take files in; a new chat begins with them."""
+        owner, tab = owner_of(request), self._tab(request, saved)
+        with _noted() as note:
+            session_id = self._here(owner, tab.session_id) or self._new_session(owner, tab)
+            tab.open(session_id)
+            for upload in uploads or []:
+                with _noted() as refused:
+                    await asyncio.to_thread(self._service.files.add, owner, session_id, Path(upload).name, Path(upload))
+                note += [f"{Path(upload).name}: {text}" for text in refused]
+        return self._show(tab.session_id, request, "\n".join(note)).values()
 
     async def on_model(self, saved: str, event: gr.EventData, request: gr.Request) -> Values:
         """Use a model in this chat, or unload it."""
@@ -351,7 +372,7 @@ class Page:
             editing=chat.editing(tab.editing[0], note),
             chip=models.chip(session["model"], self._service.pool.list()),
             go=tab.told,
-        )
+        ).over(self._files(tab, tab.session_id))
 
     def _parts(self, tab: Tab, messages: list[dict[str, Any]], running: str) -> tuple[Any, Any]:
         """What stands in the long part of the conversation, which is sent rarely, and in the short one after it."""
@@ -380,7 +401,37 @@ class Page:
             waiting="",
             editing=chat.editing("", note),
             chip=models.chip(self._service.default_model, self._service.pool.list()),
-        )
+        ).over(self._files(tab, ""))
+
+    def _files(self, tab: Tab, session_id: str) -> View:
+        """The files of the open chat, if they are not what is shown."""
+        before, service = tab.files, self._service
+        tab.files = (session_id, service.files.version(session_id))
+        if tab.files == before:
+            return View()
+        rows = service.files.rows(session_id) if session_id else []
+        closed = "" if session_id != before[0] else None
+        return View(files=files.chips(rows), file_list=files.cards(rows), file_text=closed)
+
+    def _file_action(self, owner: str, tab: Tab, action: str, target: str, text: str) -> View:
+        """Show, remove, or read anew. What goes wrong is said above the composer."""
+        room, (id_, _, page) = self._service.files, target.partition(":")
+        shown = View()
+        with _noted() as note:
+            if action == "file-close":
+                shown.file_text = ""
+            elif action == "file-open":
+                row = room.row(owner, tab.session_id, id_)
+                shown.file_text = files.text(row, room.pages(tab.session_id, id_), int(page) if page.isdecimal() else 1)
+            elif action == "file-remove":
+                room.remove(owner, tab.session_id, id_)
+                shown.file_text = ""
+            elif action == "file-password":
+                room.retry(owner, tab.session_id, id_, password=text)
+            elif action == "file-encoding":
+                room.retry(owner, tab.session_id, id_, encoding=text)
+        shown.editing = chat.editing(tab.editing[0], *note)
+        return shown.over(self._files(tab, self._here(owner, tab.session_id)))
 
     def _edit(self, owner: str, tab: Tab, action: str, id_: str) -> View:
         """Put a message into the composer, or take it out again. Raises NotFound."""

@@ -22,6 +22,8 @@ class Tab:
     limit: int = WINDOW
     mounted: tuple[str, ...] = ()
     """The messages in the long part of the conversation."""
+    files: tuple[str, int] = ("", -1)
+    """The session whose files are shown, and their version."""
     editing: tuple[str, str] = ("", "")
     """"message" or "queued", and its id, while the composer holds a message that is being changed."""
     last_asked: str = ""

@@ -216,7 +216,7 @@ def test_more_characters_than_are_taken(make: Callable[..., Room]) -> None:
 
 def test_limits_say_their_numbers(make: Callable[..., Room]) -> None:
     room = make(upload=1_000_000, files=1, quota=2_500_000)
-    with pytest.raises(BadRequest, match=r"1.5 MB; at most 1.0 MB"):
+    with pytest.raises(BadRequest, match=r"1.5 MB; at most 1 MB"):
         room.add("big.txt", b"x" * 1_500_000)
     room.read("one.txt", b"x" * 900_000)
     with pytest.raises(Conflict, match=r"Remove files first"):
