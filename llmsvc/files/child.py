@@ -1,8 +1,8 @@
 """The process that parses one file, and dies with it: started by ``ingest`` as a script, isolated, with limits.
 
-Its standard input says what to read and how much may be used. It writes JSON lines: ``{"page": n, "text": …}`` for each
-page as it is read, ``{"report": name, "value": …}`` for facts, and at last ``{"end": state, "error": …}``. When the
-limits strike there is no last line: what was written so far stands.
+Its standard input says what to read and how much may be used. It writes JSON lines: ``{"page": n, "text": …,
+"chunks": …}`` for each page as it is read, ``{"report": name, "value": …}`` for facts, and at last ``{"end": state,
+"error": …}``. When the limits strike there is no last line: what was written so far stands.
 """
 
 import json
@@ -47,6 +47,7 @@ def main(order: dict[str, Any]) -> None:
 
 def _read(given: Any, limits: dict[str, Any]) -> bool:
     """Write out every page; true when there was more than may be read. Raises Refused."""
+    from llmsvc.files.chunks import Cutter
     from llmsvc.files.kinds import kind_of
 
     kind, note = kind_of(given.path, given.name)
@@ -60,10 +61,10 @@ def _read(given: Any, limits: dict[str, Any]) -> bool:
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, limits["cpu_most"]))
         _report(name, value)
 
-    left = given.characters
+    left, cutter = given.characters, Cutter(kind, given.name)
     for number, text in enumerate(_pages(kind)(given, report), 1):
-        text = _clean(text)
-        _say(page=number, text=text[:left])
+        text = _clean(text)[: max(0, left + 1)]
+        _say(page=number, text=text[:left], chunks=cutter.cut(text[:left]))
         left -= len(text)
         if left < 0:
             return True

@@ -8,16 +8,21 @@ import shutil
 import threading
 import time
 import unicodedata
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from llmsvc.errors import BadRequest, Conflict, NotFound, StorageError
 from llmsvc.files.ingest import Ingest, Job, Outcome
 from llmsvc.files.limits import Limits, size
+from llmsvc.files.retrieval import Document, Library
 from llmsvc.store.database import Database, Row
 
 _LONGEST_NAME = 120
+_LIBRARIES = 8
+"""Chats whose files and index stay in memory."""
 _UNFINISHED = ("queued", "parsing")
 
 
@@ -35,6 +40,7 @@ class Files:
         self._unfinished = database.index("files")
         self._jobs: dict[str, Job] = {}
         self._versions: dict[str, int] = {}
+        self._libraries: OrderedDict[str, tuple[Any, Library]] = OrderedDict()
         self._lock = threading.RLock()
         self._closing = False
 
@@ -82,6 +88,8 @@ class Files:
         self._halt([file_id])
         self._db.remove_file(session_id, file_id)
         self._unfinished.remove(file_id)
+        with self._lock:
+            self._libraries.pop(session_id, None)
         self._changed(session_id)
         return {"id": file_id}
 
@@ -110,8 +118,32 @@ class Files:
 
     def pages(self, session_id: str, file_id: str) -> list[str]:
         """The text of each page that was parsed."""
-        with self._db.file_rows(session_id, file_id, "pages") as pages:
-            return [page["text"] for page in pages.all()]
+        return [page["text"] for page in self._pages(session_id, file_id)]
+
+    def library(self, session_id: str) -> Library:
+        """What can be asked about: the files that were read, as a whole or in part."""
+        rows = self.rows(session_id)
+        key = tuple((row["id"], row["state"], row["characters"], row["encoding"]) for row in rows)
+        with self._lock:
+            known = self._libraries.get(session_id)
+        if known is None or known[0] != key:
+            read = [row for row in rows if row["state"] in ("ready", "partial")]
+            pages = (self._pages(session_id, row["id"]) for row in read)
+            documents = [Document(row, text, order) for order, (row, text) in enumerate(zip(read, pages, strict=True))]
+            unread = [f"{row['name']} was not read ({row['state']})" for row in rows if row not in read]
+            known = key, Library(documents, unread)
+            with self._lock:
+                self._libraries[session_id] = known
+                self._libraries.move_to_end(session_id)
+                while len(self._libraries) > _LIBRARIES:
+                    self._libraries.popitem(last=False)
+        return known[1]
+
+    def unfinished(self, session_id: str) -> list[Row]:
+        """The files that are still to be read. Raises NotFound."""
+        if not any(job.session_id == session_id for job in list(self._jobs.values())):
+            return []
+        return [row for row in self.rows(session_id) if row["state"] in _UNFINISHED]
 
     def version(self, session_id: str) -> int:
         """Grows with every change that a page shows."""
@@ -150,6 +182,10 @@ class Files:
         self._ingest.close()
 
     # Inside
+
+    def _pages(self, session_id: str, file_id: str) -> list[Row]:
+        with self._db.file_rows(session_id, file_id, "pages") as pages:
+            return pages.all()
 
     def _row(self, owner: str, session_id: str, file_id: str) -> Row:
         self._db.owned_session(owner, session_id)
@@ -197,7 +233,7 @@ class Files:
 
     def _queue(self, session_id: str, row: Row, password: str = "", encoding: str = "") -> None:
         id_ = row["id"]
-        job = Job(id_, self._db.original(session_id, id_), row["name"], password, encoding)
+        job = Job(id_, session_id, self._db.original(session_id, id_), row["name"], password, encoding)
         with self._lock:
             if self._closing or id_ in self._jobs:
                 return
@@ -255,7 +291,7 @@ class _Work:
             if self._job.stopped:
                 return
             if "page" in message:
-                page = {"id": str(message["page"]), "text": message["text"]}
+                page = {"id": str(message["page"]), "text": message["text"], "chunks": message["chunks"]}
                 with self._db.file_rows(self._session_id, self._job.id, "pages") as pages:
                     pages.add(page)
                 self._job.done = message["page"]

@@ -29,6 +29,7 @@ class Job:
     """One file on its way. ``take`` is called on a worker thread with each message of the child."""
 
     id: str
+    session_id: str
     path: Path
     name: str
     password: str = ""

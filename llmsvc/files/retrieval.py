@@ -1,0 +1,140 @@
+"""Finds the passages of a chat's files that a question is about: BM25 over stemmed words."""
+
+import re
+import threading
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from llmsvc.store.database import Row
+
+_WORD = re.compile(r"[^\W_]+")
+_PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+_WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+_STOP_WORDS = """
+a an and are as at be but by can could did do does for from had has have how i if in into is it its me my no not
+of on or our should so some such tell than that the their them then there these they this to was we were what
+when where which who whose why will with would you your file files document documents
+"""
+_STOP = frozenset(_STOP_WORDS.split())
+
+
+FAINT = 0.3
+"""What has so much less of the question than the best passage is noise, and costs the model time."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A passage: where it stands, and its text."""
+
+    file: "Document" = field(repr=False)
+    page: int
+    start: int
+    end: int
+    head: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.file.pages[self.page - 1][self.start : self.end]
+
+    @property
+    def place(self) -> str:
+        """As a citation names it."""
+        return self.file.place(self.page, self.head)
+
+    def source(self) -> Row:
+        """For the ledger, and to find it again."""
+        where = {"page": self.page, "start": self.start, "end": self.end, "head": self.head}
+        return {"file_id": self.file.id, "name": self.file.name, "place": self.place, **where}
+
+
+class Document:
+    """One file that was read."""
+
+    def __init__(self, row: Row, pages: list[Row], order: int = 0) -> None:
+        self.order = order
+        self.id, self.name, self.kind = row["id"], row["name"], row["kind"]
+        self.pages: list[str] = [page["text"] for page in pages]
+        self.chunks = [
+            Chunk(self, number, *span) for number, page in enumerate(pages, 1) for span in page.get("chunks", [])
+        ]
+        self.characters = sum(map(len, self.pages))
+
+    def place(self, page: int, head: str) -> str:
+        if self.kind == "pdf":
+            return f"p.{page}"
+        return head.rsplit(" › ", 1)[-1][:60].strip("| ") if head else f"part {page}" if len(self.pages) > 1 else ""
+
+    @cached_property
+    def text(self) -> str:
+        """Whole, with its page numbers."""
+        if self.kind != "pdf" or len(self.pages) < 2:
+            return "\n\n".join(self.pages)
+        return "\n\n".join(f"[p.{number}]\n{page}" for number, page in enumerate(self.pages, 1))
+
+
+class Library:
+    """The files of a chat that were read, oldest first. Immutable, but for the index that is built when first asked."""
+
+    def __init__(self, documents: Iterable[Document] = (), unread: Iterable[str] = ()) -> None:
+        self.documents, self.unread = list(documents), list(unread)
+        self._lock = threading.Lock()
+        self._built: tuple[list[Chunk], Any] | None = None
+
+    def find(self, file_id: str) -> Document | None:
+        return next((found for found in self.documents if found.id == file_id), None)
+
+    def search(self, query: str, limit: int, without: frozenset[str] = frozenset()) -> list[Chunk]:
+        """At most ``limit`` chunks that have words of the query, best first; none of the files ``without``."""
+        import numpy as np
+
+        chunks, index = self._index()
+        asked = [word for word in dict.fromkeys(words(query)) if word in index.vocab_dict] if index else []
+        if not asked:
+            return []
+        scores = index.get_scores(asked)
+        order = np.argsort(-scores, kind="stable")
+        least = FAINT * scores[order[0]]
+        found = (chunks[at] for at in order if scores[at] > least)
+        return [chunk for chunk, _ in zip((c for c in found if c.file.id not in without), range(limit), strict=False)]
+
+    def _index(self) -> tuple[list[Chunk], Any]:
+        with self._lock:
+            if self._built is None:
+                import bm25s
+
+                chunks = [chunk for document in self.documents for chunk in document.chunks]
+                index = bm25s.BM25() if chunks else None
+                if index is not None:
+                    index.index([_all_words(chunk) for chunk in chunks], show_progress=False)
+                self._built = chunks, index
+            return self._built
+
+
+def _all_words(chunk: Chunk) -> list[str]:
+    """With those above the passage; the file's name counts too, but never as more than the passage."""
+    return words(f"{chunk.file.name} {chunk.head}\n{chunk.text}") or [""]
+
+
+def words(text: str) -> list[str]:
+    """Stems, in order. Names in code count as a whole and by their parts; Chinese and Japanese by pairs of signs."""
+    found: list[str] = []
+    for word in _WORD.findall(unicodedata.normalize("NFKC", text)):
+        if _WIDE.search(word):
+            found += [word[at : at + 2] for at in range(max(1, len(word) - 1))]
+            continue
+        low = word.casefold()
+        if low not in _STOP:
+            found.append(low)
+        if len(parts := _PARTS.findall(word)) > 1:
+            found += [part.casefold() for part in parts]
+    return _stemmed(found)
+
+
+def _stemmed(found: list[str]) -> list[str]:
+    import Stemmer
+
+    stems: list[str] = Stemmer.Stemmer("english").stemWords(found)
+    return stems
