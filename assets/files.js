@@ -32,8 +32,11 @@ document.addEventListener("paste", (e) => {
   give(files);
 }, true);
 
+const openTab = () =>
+  [...document.querySelectorAll("#tabs [role=tab]")].find((tab) => tab.textContent.trim() === "Files")?.click();
 document.addEventListener("click", (e) => {
-  const button = e.target.closest(`:is(${parts}, #scroll .sources) button[data-act]`);
+  if (e.target.closest("#scroll .do-file-open")) openTab();
+  const button = e.target.closest(`:is(${parts}) button[data-act]`);
   if (!button) return;
   const { act, id } = button.dataset;
   if (act === "file-remove" && !button.classList.contains("sure")) {
@@ -42,7 +45,7 @@ document.addEventListener("click", (e) => {
     button.textContent = "Remove?";
     return setTimeout(() => { button.classList.remove("sure"); button.textContent = label; }, 4000);
   }
-  if (act === "file-open") [...document.querySelectorAll("#tabs [role=tab]")].find((t) => t.textContent.trim() === "Files")?.click();
+  if (act === "file-open") openTab();
   say(act, id);
 });
 document.addEventListener("submit", (e) => {

@@ -30,7 +30,7 @@ class Service:
         self.pool = ModelPool(self.catalogue, settings.device, compiled, settings.full_weights)
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))
         self.sessions = Sessions(self.database, self.default_model, self.files)
-        self.turns = Turns(self.database, self.sessions, self.pool)
+        self.turns = Turns(self.database, self.sessions, self.pool, self.files)
         self.files.resume()
 
     def preload(self) -> None:

@@ -52,6 +52,7 @@ class Turn:
         self.error: LlmsvcError | None = None
         self.usage: Row = {}
         self.context: Row = {}
+        self.sources: list[Row] = []
         self.engine: Any = None
         self.started = time.monotonic()
         self.watches: set[Watch] = set()
@@ -63,6 +64,7 @@ class Turn:
         """The finished turn that left an answer."""
         turn = cls(session_id, owner, row["id"], row["turn_id"])
         turn.text, turn.state, turn.usage, turn.context = row["content"], row["state"], row["usage"], row["context"]
+        turn.sources = row["sources"]
         turn.error = LlmsvcError(row["error"]) if row["error"] else None
         turn.outcome, turn.finished = row["state"], True
         return turn
@@ -75,7 +77,7 @@ class Turn:
             "offset": len(self.text),
             "usage": self.usage,
             "context": self.context,
-            "sources": [],
+            "sources": self.sources,
             "error": str(self.error or ""),
             "note": self.note,
         }

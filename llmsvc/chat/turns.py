@@ -15,6 +15,7 @@ from llmsvc.chat.transfer import message, new_id
 from llmsvc.chat.turn import Turn, Watch, can_continue
 from llmsvc.engine import GenerationRequest
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, StorageError, Unavailable
+from llmsvc.files.files import Files
 from llmsvc.models.pool import ModelPool
 from llmsvc.store.database import Database, Row
 
@@ -33,8 +34,8 @@ STALE = "This chat went on elsewhere. Here is its newest state; your text is sti
 class Turns:
     """Starts, watches and stops turns. Lives on one event loop, on which all of its methods are called."""
 
-    def __init__(self, database: Database, sessions: Sessions, pool: ModelPool) -> None:
-        self._db, self._sessions, self._pool = database, sessions, pool
+    def __init__(self, database: Database, sessions: Sessions, pool: ModelPool, files: Files) -> None:
+        self._db, self._sessions, self._pool, self._files = database, sessions, pool, files
         self._active: dict[str, Turn] = {}
         self._queued: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,6 +146,7 @@ class Turns:
         self._resting(owner, session_id, answer["id"], version)
         turn = Turn(session_id, owner, answer["id"])
         turn.text, turn.tokens_before = answer["content"], answer["usage"].get("completion_tokens", 0)
+        turn.sources = answer["sources"]
         model = answer["model"] or session["model"]
         chosen = answer["options"] or self._options(session, model, {})
         self._db.update_session(session_id, {"running": turn.id})
@@ -399,10 +401,12 @@ class Turns:
         if model != self._db.session(turn.session_id)["model"]:
             self._sessions.touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
         engine = pooled.engine
+        await self._files_read(turn)
         prompt = await asyncio.to_thread(self._prompt, turn, pooled.loaded, chosen["system"], question)
         if turn.outcome:
             return
-        turn.context, turn.state, turn.note = prompt.ledger.row(), "prefill", ""
+        turn.context, turn.sources, turn.state = prompt.ledger.row(), list(prompt.sources), "prefill"
+        turn.note = "; ".join(prompt.ledger.left_out)
         turn.started = time.monotonic()
         turn.changed()
         deliver = self._crossing.to(turn.receive)
@@ -426,8 +430,26 @@ class Turns:
             above = branches.upward(rows, question)
             row = next(above)
             return context.build(
-                loaded.tokenizer, loaded.window, system, above, row["content"], turn.text, row["depth"]
+                loaded.tokenizer,
+                loaded.window,
+                system,
+                above,
+                row["content"],
+                turn.text,
+                row["depth"],
+                self._files.library(turn.session_id),
+                turn.sources,
             )
+
+    async def _files_read(self, turn: Turn) -> None:
+        """Wait until the files are read, telling how far they are, or until the turn is stopped."""
+        while not turn.outcome and (waiting := self._files.unfinished(turn.session_id)):
+            row = waiting[0]
+            far = f" {round(100 * row['progress'])} %" if row["pages"] else ""
+            more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+            turn.note = f"Reading {row['name']}{far}{more}…"
+            turn.changed()
+            await turn.over(0.2)
 
     async def _model(self, turn: Turn, model: str) -> Any:
         """The loaded model, or None when the turn was stopped while waiting for it."""
@@ -450,6 +472,7 @@ class Turns:
             "state": state,
             "usage": turn.usage,
             "context": turn.context,
+            "sources": turn.sources,
             "error": str(turn.error or ""),
         }
         self._db.update_message(turn.session_id, turn.message_id, fields)

@@ -1,6 +1,7 @@
 """Messages as gr.Chatbot shows them."""
 
 import re
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -11,6 +12,7 @@ RECENT = 12
 """Of them, at most so many stand in a part of their own, so that the others need not be sent again at each turn."""
 
 Message = dict[str, Any]
+Source = dict[str, Any]
 
 LATEX = [
     {"left": "$$", "right": "$$", "display": True},
@@ -38,7 +40,8 @@ def as_message(row: dict[str, Any]) -> Message:
     if row["role"] == "user":
         return _message("user", row["content"], [_button("edit", row["id"], "Edit", "✎"), *_pager(row)])
     again = _button("again", row["id"], "Answer again", "↻") if row["role"] == "assistant" else ""
-    return _message(row["role"], row["content"], [again, *_pager(row), *_facts(row)], row["error"])
+    footer = [again, *_pager(row), *_facts(row)]
+    return _message(row["role"], row["content"], footer, row["error"], row["sources"], _ledger(row))
 
 
 def waiting(rows: list[dict[str, Any]], running: bool) -> str:
@@ -80,11 +83,55 @@ def _pager(row: dict[str, Any]) -> list[str]:
     return [f'<span class="pager">{before} {at + 1}/{len(ids)} {after}</span>']
 
 
-def _message(role: str, text: str, footer: list[str], error: str = "") -> Message:
+def _message(
+    role: str, text: str, footer: list[str], error: str = "", sources: Sequence[Source] = (), below: str = ""
+) -> Message:
     if error:
         footer = [*footer, f'<span class="failed">{escape(error)}</span>']
-    shown = " · ".join(part for part in footer if part)
-    return _typed(role, f'{_closed(_escaped(text))}\n\n<sub class="usage">{shown}</sub>' if shown else _escaped(text))
+    shown, text = " · ".join(part for part in footer if part), _cited(text, sources)
+    return _typed(role, f'{_closed(text)}\n\n<sub class="usage">{shown}</sub>{below}' if shown else text)
+
+
+def _cited(text: str, sources: Sequence[Source]) -> str:
+    """Markup as it was written, and places in files, like [report.pdf p.2], as buttons that open them."""
+    files = {source["name"]: source["file_id"] for source in sources}
+    if not files or "[" not in text:
+        return _escaped(text)
+    places = {source["place"]: source["page"] for source in sources}
+    names = "|".join(re.escape(name.replace("<", "&lt;")) for name in files)
+    citation = re.compile(rf"\[({names})(?:,? (?:p\.? ?(\d+)|([^\]\n]{{1,80}})))?\](?!\()")
+
+    def button(found: re.Match[str]) -> str:
+        page = int(found[2] or places.get(found[3] or "", 1))
+        return _place(files[found[1].replace("&lt;", "<")], page, found[0][1:-1])
+
+    return _escaped(text, lambda part: citation.sub(button, part))
+
+
+def _place(file_id: str, page: int, shown: str) -> str:
+    return f'<button class="act cite do-file-open to-{file_id}:{page}" title="Show this place">{shown}</button>'
+
+
+def _ledger(row: dict[str, Any]) -> str:
+    """What was in the prompt, for answers in chats with files: one line, and the rest when it is opened."""
+    ledger, sources = row["context"], row["sources"]
+    if not ledger.get("begins"):
+        return ""
+    parts = {"system": "system", "files": "whole files", "history": "earlier messages"}
+    parts |= {"excerpts": "passages", "message": "your message"}
+    tokens = ", ".join(f"{label} {ledger[name]:,}" for name, label in parts.items() if ledger[name])
+    places: dict[str, list[str]] = {}
+    for source in sources:
+        shown = escape("whole" if source.get("whole") else source["place"] or f"part {source['page']}")
+        places.setdefault(source["name"], []).append(_place(source["file_id"], source["page"], shown))
+    files = "".join(f"<br>{escape(name)}: {', '.join(dict.fromkeys(found))}" for name, found in places.items())
+    used = escape(", ".join(places)) or "no file"
+    left = "".join(f'<br><span class="left-out">{escape(note)}.</span>' for note in ledger.get("left_out", ()))
+    flag = ' · <span class="left-out">something was left out</span>' if left else ""
+    return (
+        f'\n\n<details class="ledger"><summary>{ledger["prompt"]:,} of {ledger["window"]:,} tokens read · {used}{flag}'
+        f"</summary>{tokens}{files}{left}</details>"
+    )
 
 
 def _typed(role: str, text: str) -> Message:
@@ -92,15 +139,15 @@ def _typed(role: str, text: str) -> Message:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _escaped(text: str) -> str:
-    """Markup that is neither code nor mathematics is shown as it was written."""
-    if "<" not in text:
+def _escaped(text: str, change: Callable[[str], str] = str) -> str:
+    """Markup that is neither code nor mathematics is shown as it was written; the rest may be changed besides."""
+    if "<" not in text and change is str:
         return text
     parts, end = [], 0
     for found in _VERBATIM.finditer(text):
-        parts += [text[end : found.start()].replace("<", "&lt;"), found[0]]
+        parts += [change(text[end : found.start()].replace("<", "&lt;")), found[0]]
         end = found.end()
-    return "".join([*parts, text[end:].replace("<", "&lt;")])
+    return "".join([*parts, change(text[end:].replace("<", "&lt;"))])
 
 
 def _closed(text: str) -> str:

@@ -7,8 +7,10 @@ from llmsvc.files.limits import Limits, size
 
 SHOWN = 40_000
 """Characters of a file's text at once."""
-_ENCODINGS = ("utf-8", "cp1252", "utf-16", "cp1250", "cp1251", "cp1253", "cp1255", "cp1256", "koi8-r", "shift_jis")
-_ENCODINGS += ("gb18030", "big5", "euc-kr")
+_ENCODINGS = [
+    *("utf-8", "cp1252", "utf-16", "cp1250", "cp1251", "cp1253", "cp1255", "cp1256", "koi8-r"),
+    *("shift_jis", "gb18030", "big5", "euc-kr"),
+]
 _STATES = {
     "queued": "waiting",
     "ready": "ready",
@@ -97,7 +99,7 @@ def _state(row: Row) -> str:
         return f"reading {round(100 * row['progress'])} %" if row["pages"] else "reading"
     if row["state"] == "ready" and row["pages"] > 1:
         return _pages(row)
-    return _STATES.get(row["state"], row["state"])
+    return _STATES.get(row["state"]) or str(row["state"])
 
 
 def _pages(row: Row) -> str:

@@ -145,3 +145,41 @@ def test_on_a_phone(page: Page) -> None:
     expect(page.locator("#file-text")).to_contain_text("words")
     page.screenshot(path=SHOTS / "files-phone-tab.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def ask(page: Page, text: str) -> None:
+    page.fill("#composer textarea", text)
+    page.keyboard.press("Enter")
+
+
+def answered(page: Page, count: int) -> None:
+    expect(page.locator("#scroll .ledger")).to_have_count(count, timeout=90_000)
+    expect(page.locator("#composer .stop-button")).to_have_count(0)
+
+
+def test_ask_while_files_are_read_follow_a_source_remove_and_ask_again(page: Page, app) -> None:
+    facts = [f"{samples.sentences(25, n)} The gauge of engine {n} shows {7 * n} bar." for n in range(80)]
+    drop(page, **{"gauges.pdf": samples.pdf(facts), "key.md": b"The key is under the mat.", "c.txt": b"Tea at five."})
+    expect(page.locator("#chips li")).to_have_count(3)
+    ask(page, "What does the gauge of engine 61 show?")
+    expect(page.locator("#live")).to_contain_text("Reading gauges.pdf")
+    page.screenshot(path=SHOTS / "files-wait.png")
+    answered(page, 1)
+    ledger = page.locator("#scroll .ledger")
+    expect(ledger).to_contain_text("tokens read · key.md, c.txt, gauges.pdf")
+    ledger.locator("summary").click()
+    page.screenshot(path=SHOTS / "files-ledger.png")
+    ledger.get_by_role("button", name="p.62", exact=True).click()
+    shown = page.locator("#file-text")
+    expect(shown).to_contain_text("engine 61 shows 427 bar".replace(" ", " "))
+    page.screenshot(path=SHOTS / "files-source.png")
+
+    remove = page.locator("#file-list .card", has_text="gauges.pdf").get_by_role("button", name="Remove")
+    remove.click()
+    page.locator("#file-list .card", has_text="gauges.pdf").get_by_role("button", name="Remove").click()
+    expect(page.locator("#file-list .card")).to_have_count(2)
+    tab(page, "Chat")
+    ask(page, "And engine 12?")
+    answered(page, 2)
+    expect(page.locator("#scroll .ledger").last).to_contain_text("tokens read · key.md, c.txt")
+    expect(page.locator("#scroll .ledger").last).not_to_contain_text("gauges.pdf")
