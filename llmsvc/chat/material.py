@@ -14,7 +14,7 @@ from llmsvc.store.database import Row
 
 WHOLE_SHARE = 0.4
 """Of what the model may read: so much for whole files together."""
-MOST_PASSAGES = 6
+MOST_PASSAGES = 10
 """With one message: those that say most about it, and what stands behind the best two."""
 _WIDE = re.compile(r"\b(list|all|every|each|how many|count|summar\w*|overview|whole|entire|complete)\b", re.IGNORECASE)
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ def client(app) -> Client:
 
 
 @pytest.fixture
-def session(client) -> str:
-    return client.predict(title="Files", api_name="/session_create")["id"]
+def session(client) -> Iterator[str]:
+    id_ = client.predict(title="Files", api_name="/session_create")["id"]
+    yield id_
+    client.predict(id_, api_name="/session_delete")
 
 
 def upload(client: Client, session: str, path: Path, content: bytes) -> dict[str, Any]:

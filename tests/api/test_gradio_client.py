@@ -205,7 +205,8 @@ def test_models(client) -> None:
 def test_the_api_lists_the_contract(client) -> None:
     named = set(client.view_api(return_format="dict")["named_endpoints"])
     sessions = {f"/session_{n}" for n in ("create", "list", "get", "rename", "delete", "restore", "export", "import")}
-    assert named == sessions | {
+    files = {f"/file_{n}" for n in ("upload", "list", "get", "remove", "retry")}
+    assert named == sessions | files | {
         "/chat",
         "/attach",
         "/continue",
