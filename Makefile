@@ -21,6 +21,8 @@ bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.watching
 	$(BIN)/python bench/streaming.py
 	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.retrieval
+	$(BIN)/python -m bench.files
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

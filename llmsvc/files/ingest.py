@@ -122,7 +122,7 @@ class Ingest:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={},
-                start_new_session=True,
+                process_group=0,  # no session of its own: Linux shares cores among those before it looks at who is nice
             )
             if job.stopped:
                 job.process.kill()
