@@ -2,17 +2,32 @@
 
 
 class LlmsvcError(Exception):
-    """Root of the family. ``str(error)`` is shown to the user as it stands."""
+    """Root of the family. ``str(error)`` is shown to the user as it stands; ``code`` is for programs."""
 
     status = 500
+    code: str | None = None
 
 
 class BadRequest(LlmsvcError):
     status = 400
 
 
+class LoginMissing(LlmsvcError):
+    status = 401
+
+
+class TooLong(BadRequest):
+    """More than the model's window holds."""
+
+    code = "context_length_exceeded"
+
+
 class NotFound(LlmsvcError):
     status = 404
+
+
+class UnknownModel(NotFound):
+    code = "model_not_found"
 
 
 class Conflict(LlmsvcError):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import sys
 
+from llmsvc.chat.completions import Completions
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.turns import Turns
 from llmsvc.errors import StorageError
@@ -28,6 +29,7 @@ class Service:
         self.pool = ModelPool(self.catalogue, settings.device, compiled, settings.full_weights)
         self.sessions = Sessions(self.database, self.default_model)
         self.turns = Turns(self.database, self.sessions, self.pool)
+        self.completions = Completions(self.pool, self.sessions, self.turns)
 
     def preload(self) -> None:
         """Begin to load the default model, telling the terminal of its progress."""
