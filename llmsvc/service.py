@@ -5,6 +5,7 @@ import logging
 import sys
 
 from llmsvc.chat.completions import Completions
+from llmsvc.chat.embeddings import Embeddings
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.turns import Turns
 from llmsvc.errors import StorageError
@@ -30,6 +31,7 @@ class Service:
         self.sessions = Sessions(self.database, self.default_model)
         self.turns = Turns(self.database, self.sessions, self.pool)
         self.completions = Completions(self.pool, self.sessions, self.turns)
+        self.embeddings = Embeddings(self.completions)
 
     def preload(self) -> None:
         """Begin to load the default model, telling the terminal of its progress."""

@@ -18,7 +18,7 @@ from llmsvc.errors import BadRequest, Busy, LlmsvcError, TooLong, Unavailable, U
 from llmsvc.models.pool import ModelPool, PooledModel
 from llmsvc.store.database import Row
 
-__all__ = ["Answer", "Ask", "Completions", "Piece", "TokenLogprob", "Usage"]
+__all__ = ["Answer", "Ask", "Completions", "Piece", "TokenLogprob", "Usage", "encode"]
 
 MOST_CHOICES = 16
 """Answers to one request."""
@@ -50,7 +50,7 @@ class Ask:
 class Piece:
     """New text or calls of one choice; its last one has a ``finish``: stop, length, tool_calls.
 
-    An empty one says that nothing came for a while.
+    ``stop``: the stop string that ended it. An empty one says that nothing came for a while.
     """
 
     choice: int
@@ -58,6 +58,7 @@ class Piece:
     calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str = ""
+    stop: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.text or self.calls or self.logprobs or self.finish)
@@ -161,9 +162,10 @@ class Completions:
         await asyncio.to_thread(self.check, model)
         return await self._pool.acquire(model)
 
-    def count(self, pooled: PooledModel, ask: Ask) -> int:
-        """The prompt's tokens."""
-        return len(_prompt(pooled.loaded.tokenizer, ask))  # type: ignore[union-attr]
+    async def count(self, ask: Ask) -> int:
+        """The tokens of its prompt. Raises as ``ask`` does."""
+        pooled = await self.model(ask.model)
+        return len((await asyncio.to_thread(self._requests, pooled, ask))[0][0])
 
     def _requests(self, pooled: PooledModel, ask: Ask) -> list[tuple[tuple[int, ...], SamplingParams]]:
         """Prompt and sampling of each choice. Raises BadRequest, TooLong."""
@@ -174,7 +176,7 @@ class Completions:
         if ask.tools.forced:
             chosen["json_schema"] = ask.tools.schema()
         sampling = replace(options.sampling(chosen), logprobs=ask.logprobs)
-        prompts = [_tokens(loaded.tokenizer, prompt) for prompt in ask.prompts] or [_prompt(loaded.tokenizer, ask)]
+        prompts = [encode(loaded.tokenizer, prompt) for prompt in ask.prompts] or [_prompt(loaded.tokenizer, ask)]
         for prompt in prompts:
             if len(prompt) >= loaded.window:
                 raise TooLong(
@@ -244,7 +246,7 @@ class _Completion:
                     called.add(choice)
                 if finish == "stop" and choice in called:
                     finish = "tool_calls"
-                if piece := Piece(choice, text, tuple(calls), logprobs, finish):
+                if piece := Piece(choice, text, tuple(calls), logprobs, finish, last.stop):
                     yield piece
 
 
@@ -294,11 +296,11 @@ def _prompt(tokenizer: Any, ask: Ask) -> tuple[int, ...]:
         rendered = tokenizer.apply_chat_template(messages, rows or None, tokenize=False, add_generation_prompt=True)
     except (jinja2.TemplateError, TypeError) as error:  # templates refuse what their model was not made for
         raise BadRequest(f"The model's chat template cannot take these messages: {error}") from None
-    return _tokens(tokenizer, rendered + begun, special=False)
+    return encode(tokenizer, rendered + begun, special=False)
 
 
-def _tokens(tokenizer: Any, prompt: str | Sequence[int], special: bool = True) -> tuple[int, ...]:
-    """Raises BadRequest for what is no token."""
+def encode(tokenizer: Any, prompt: str | Sequence[int], special: bool = True) -> tuple[int, ...]:
+    """A text or tokens as tokens. Raises BadRequest for what is none."""
     if isinstance(prompt, str):
         return tuple(tokenizer(prompt, add_special_tokens=special)["input_ids"])
     if not all(0 <= token < len(tokenizer) for token in prompt):

@@ -195,7 +195,9 @@ class CallReader:
             if not isinstance(call, dict) or call.get("name") not in self._names:
                 return []
             arguments = call.get("arguments", call.get("parameters", {}))
-            said = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            if not isinstance(arguments, dict):
+                return []
+            said = json.dumps(arguments, ensure_ascii=False)
             calls.append(ToolCall(f"call_{new_id()[:24]}", call["name"], said))
         return calls
 

@@ -302,10 +302,9 @@ class Engine:
     def _end(self, sequence: Sequence, reason: FinishReason, error: str = "", text: str = "") -> None:
         detail = self._details.pop(sequence.request.id)
         text += detail.detokenizer.finish()
+        stop, logprobs = detail.detokenizer.stopped, detail.take_logprobs()
         sequence.request.deliver(
-            TokenEvent(
-                sequence.request.id, text, sequence.generated, reason, error, sequence.cached, detail.take_logprobs()
-            )
+            TokenEvent(sequence.request.id, text, sequence.generated, reason, error, sequence.cached, logprobs, stop)
         )
 
 

@@ -35,6 +35,7 @@ class Whole:
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
+    stop: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ async def whole(service: Service, request: Request, ask: Ask) -> Answered:
                 choice.text += piece.text
                 choice.calls += piece.calls
                 choice.logprobs += piece.logprobs
-                choice.finish = piece.finish
+                choice.finish, choice.stop = piece.finish, piece.stop
             return Answered(answer.model, answer.session_id, answer.usage, [choices[n] for n in sorted(choices)])
 
     return await while_there(request, work())

@@ -23,7 +23,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
     def models(request: Request) -> dict[str, Any]:
         """What can be asked: models that are loaded or on the disk."""
         owner_of(request)
-        return {"object": "list", "data": [_model_row(row) for row in service.completions.listed()]}
+        rows = [_model_row(row) for row in service.completions.listed()]
+        return {"object": "list", "data": rows, "has_more": False}
 
     @router.get("/v1/models/{model:path}")
     def model(model: str, request: Request) -> dict[str, Any]:
@@ -58,10 +59,11 @@ def add_routes(router: APIRouter, service: Service) -> None:
 
 
 def _model_row(row: dict[str, Any]) -> dict[str, Any]:
-    """In OpenAI's form, with what a client may want to know besides."""
+    """In OpenAI's form, with what Anthropic's clients read and what one may want to know besides."""
     owner = row["id"].partition("/")[0] or "local"
     more = {"context_length": row["context"], "loaded": row["loaded"]}
-    return {"id": row["id"], "object": "model", "created": 0, "owned_by": owner, **more}
+    anthropics = {"type": "model", "display_name": row["id"], "created_at": "1970-01-01T00:00:00Z"}
+    return {"id": row["id"], "object": "model", "created": 0, "owned_by": owner, **more, **anthropics}
 
 
 def usage_row(usage: Usage) -> dict[str, Any]:

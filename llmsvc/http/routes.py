@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from llmsvc.http import openai
+from llmsvc.http import anthropic, embeddings, openai, responses
 from llmsvc.http.errors import ApiRoute
 from llmsvc.http.identity import owner_of
 from llmsvc.http.sse import events, placed
@@ -51,5 +51,6 @@ def make_routes(service: Service) -> APIRouter:
         disposition = f'attachment; filename="chat-{session_id[:8]}.{ending}"'
         return Response(text, media_type=kind, headers={"Content-Disposition": disposition})
 
-    openai.add_routes(router, service)
+    for api in (openai, responses, embeddings, anthropic):
+        api.add_routes(router, service)
     return router

@@ -1,7 +1,6 @@
 """The OpenAI API through its official client, against the running app with the real model."""
 
 import json
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,30 +8,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from clients import CAPITAL, MODEL, OSLO, PARIS, STORY, WEATHER, busy, until
 from gradio_client import Client
 from openai import OpenAI
 from pydantic import BaseModel
 
-from llmsvc.models.catalogue import SMOLLM2
-
-MODEL = SMOLLM2.id
-CAPITAL = [{"role": "user", "content": "What is the capital of France?"}]
-STORY = [{"role": "user", "content": "Write a long story about a lighthouse and the sea."}]
 IMAGE = [{"type": "image_url", "image_url": {"url": "x"}}]
-PARIS = "The capital of France is Paris."
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "The weather in a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 20}, "unit": {"enum": ["celsius", "fahrenheit"]}},
-            "required": ["city", "unit"],
-            "additionalProperties": False,
-        },
-    },
-}
+TOOL = {"type": "function", "function": {"name": "get_weather", "description": "The weather.", "parameters": WEATHER}}
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +28,6 @@ def ask(api) -> Callable[..., Any]:
         return api.chat.completions.create(model=MODEL, messages=messages, **{"temperature": 0, **options})
 
     return ask
-
-
-def busy(app) -> int:
-    """Requests that the model has in hand."""
-    (row,) = [row for row in Client(app.url, verbose=False).predict(api_name="/model_list") if row["id"] == MODEL]
-    return row["running"] + row["queued"]
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_models_are_those_that_can_be_asked(api) -> None:
@@ -176,8 +145,7 @@ def test_an_answer_by_a_schema(api, ask) -> None:
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_a_tool_that_must_be_called(ask, choice) -> None:
-    asked = [{"role": "user", "content": "What is the weather in Oslo, in celsius?"}]
-    answer = ask(asked, tools=[WEATHER], tool_choice=choice, max_tokens=80).choices[0]
+    answer = ask([OSLO], tools=[TOOL], tool_choice=choice, max_tokens=80).choices[0]
     assert (answer.finish_reason, answer.message.content) == ("tool_calls", None)
     (call,) = answer.message.tool_calls
     arguments = json.loads(call.function.arguments)
@@ -187,8 +155,8 @@ def test_a_tool_that_must_be_called(ask, choice) -> None:
 
 
 def test_a_call_and_its_result(ask) -> None:
-    asked = [{"role": "user", "content": "What is the weather in Oslo, in celsius?"}]
-    chunks = list(ask(asked, tools=[WEATHER], tool_choice="required", max_tokens=80, stream=True))
+    asked = [OSLO]
+    chunks = list(ask(asked, tools=[TOOL], tool_choice="required", max_tokens=80, stream=True))
     (call,) = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
     made = {
@@ -198,7 +166,7 @@ def test_a_call_and_its_result(ask) -> None:
     }
     asked += [{"role": "assistant", "content": None, "tool_calls": [made]}]
     asked += [{"role": "tool", "tool_call_id": call.id, "content": "It is 7 degrees and raining."}]
-    said = ask(asked, tools=[WEATHER], tool_choice="none", max_tokens=60).choices[0]
+    said = ask(asked, tools=[TOOL], tool_choice="none", max_tokens=60).choices[0]
     assert "7" in said.message.content or "rain" in said.message.content
 
 
@@ -290,7 +258,7 @@ def test_an_answer_within_a_chat(app, ask) -> None:
     assert "Paris" in said or "Eiffel" in said  # the chat's own history was read
     kept = page.predict(session, api_name="/session_get")["messages"]
     assert [message["content"] for message in kept] == [CAPITAL[0]["content"], PARIS, "What is it known for?", said]
-    for change in ({"n": 2}, {"tools": [WEATHER]}, {"logprobs": True}):
+    for change in ({"n": 2}, {"tools": [TOOL]}, {"logprobs": True}):
         with pytest.raises(openai.BadRequestError, match="one answer"):
             ask(CAPITAL, **options, **change)
     with pytest.raises(openai.NotFoundError, match="no such chat"):
