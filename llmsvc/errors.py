@@ -6,6 +6,8 @@ class LlmsvcError(Exception):
 
     status = 500
     code: str | None = None
+    retry_seconds = 0
+    """When to come again; 0 where that does not help."""
 
 
 class BadRequest(LlmsvcError):
@@ -14,6 +16,14 @@ class BadRequest(LlmsvcError):
 
 class LoginMissing(LlmsvcError):
     status = 401
+
+
+class Forbidden(LlmsvcError):
+    status = 403
+
+
+class TooLarge(LlmsvcError):
+    status = 413
 
 
 class TooLong(BadRequest):
@@ -38,12 +48,24 @@ class Busy(LlmsvcError):
     """The bounded queue is full: try again shortly."""
 
     status = 429
+    retry_seconds = 2
+
+
+class TooMany(LlmsvcError):
+    """Too many tries: not before so many seconds."""
+
+    status = 429
+
+    def __init__(self, text: str, seconds: int) -> None:
+        super().__init__(text)
+        self.retry_seconds = seconds
 
 
 class Unavailable(LlmsvcError):
     """A model that cannot answer: not loaded, failed, or being unloaded."""
 
     status = 503
+    retry_seconds = 5
 
 
 class StorageError(LlmsvcError):

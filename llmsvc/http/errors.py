@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from llmsvc.errors import BadRequest, LlmsvcError
@@ -23,7 +24,7 @@ _TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-_RETRY_SECONDS = {429: "2", 503: "5"}
+_UNREADABLE = BadRequest("The body could not be read. Send JSON as UTF-8.")
 
 
 def body(error: LlmsvcError, param: str | None = None) -> dict[str, Any]:
@@ -34,8 +35,8 @@ def body(error: LlmsvcError, param: str | None = None) -> dict[str, Any]:
 
 def refused(error: LlmsvcError, param: str | None = None) -> JSONResponse:
     """The response, with Retry-After where coming again may help."""
-    wait = _RETRY_SECONDS.get(error.status)
-    return JSONResponse(body(error, param), error.status, {"Retry-After": wait} if wait else None)
+    wait = error.retry_seconds
+    return JSONResponse(body(error, param), error.status, {"Retry-After": str(wait)} if wait else None)
 
 
 def event(error: LlmsvcError) -> str:
@@ -56,6 +57,8 @@ class ApiRoute(APIRoute):
                 return refused(error)
             except RequestValidationError as error:
                 return refused(*_first(error))
+            except HTTPException as error:  # FastAPI's own, around what happened while it read the body
+                return refused(error.__cause__ if isinstance(error.__cause__, LlmsvcError) else _UNREADABLE)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
             except Exception:

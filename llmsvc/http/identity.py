@@ -1,21 +1,19 @@
-"""Who is asking."""
+"""Who is asking, as the guard found it."""
 
 from fastapi import Request
 
+from llmsvc.accounts import Caller
 from llmsvc.errors import LoginMissing
 
 
-def owner_of(request: Request) -> str:
-    """The login's name, by Gradio's own cookie; without logins everything here belongs to ``local``.
+def caller_of(request: Request) -> Caller:
+    """Raises LoginMissing."""
+    caller: Caller | None = request.state.caller
+    if caller is None:
+        raise LoginMissing("Log in first, or send an API key: Authorization: Bearer KEY.")
+    return caller
 
-    Raises LoginMissing.
-    """
-    app = request.app
-    if app.auth is None:
-        return "local"
-    token = request.cookies.get(f"access-token-{app.cookie_id}") or request.cookies.get(
-        f"access-token-unsecure-{app.cookie_id}"
-    )
-    if (name := app.tokens.get(token)) is None:
-        raise LoginMissing("Log in first.")
-    return str(name)
+
+def owner_of(request: Request) -> str:
+    """To whom what this request makes belongs. Raises LoginMissing."""
+    return caller_of(request).owner

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from llmsvc.http import anthropic, embeddings, openai, responses
+from llmsvc.http import anthropic, embeddings, keys, login, openai, responses
 from llmsvc.http.errors import ApiRoute
 from llmsvc.http.identity import owner_of
 from llmsvc.http.sse import events, placed
@@ -51,6 +51,6 @@ def make_routes(service: Service) -> APIRouter:
         disposition = f'attachment; filename="chat-{session_id[:8]}.{ending}"'
         return Response(text, media_type=kind, headers={"Content-Disposition": disposition})
 
-    for api in (openai, responses, embeddings, anthropic):
+    for api in (login, keys, openai, responses, embeddings, anthropic):
         api.add_routes(router, service)
     return router
