@@ -3,6 +3,7 @@
 import asyncio
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ async def seconds(app: Any, pieces: int, requests: int) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = Database(Path(folder))
-        guard = Guard(answer, Accounts(database, [], [], False, False), 7860, "127.0.0.1", 2**20)
+        guard = Guard(answer, Accounts(database, [], [], False, False), 7860, "127.0.0.1", 2**20, Counter())
         for name, pieces, requests in (("request", 0, REQUESTS), ("piece of a stream", PIECES, 20)):
             own, with_guard = (asyncio.run(seconds(app, pieces, requests)) for app in (answer, guard))
             cost = (with_guard - own) / (requests * max(1, pieces))

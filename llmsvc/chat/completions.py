@@ -108,7 +108,7 @@ class Completions:
             answer = _Completion(pooled, ask, sum(len(prompt) for prompt, _ in requests[:: ask.n]))
             try:
                 for prompt, sampling in requests:
-                    deliver = self._turns.crossing.to(answer.receiver(len(answer.ids)))
+                    deliver = self._turns.crossing.to(answer.receiver(len(answer.ids)), pooled.id, len(prompt))
                     request = GenerationRequest(new_id(), prompt, sampling, deliver, f"script:{owner}")
                     answer.ids.append(request.id)
                     if sampling.constrained:

@@ -419,7 +419,7 @@ class Turns:
         turn.context, turn.state, turn.note = prompt.ledger.row(), "prefill", ""
         turn.started = time.monotonic()
         turn.changed()
-        deliver = self.crossing.to(turn.receive)
+        deliver = self.crossing.to(turn.receive, model, len(prompt.tokens))
         request = GenerationRequest(turn.id, prompt.tokens, options.sampling(chosen), deliver, turn.session_id)
         if request.sampling.constrained:
             await asyncio.to_thread(engine.submit, request)

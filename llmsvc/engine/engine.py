@@ -107,6 +107,11 @@ class Engine:
         return self._scheduler.waiting
 
     @property
+    def cached(self) -> int:
+        """Tokens in the KV cache."""
+        return sum(map(len, self._scheduler.cached))
+
+    @property
     def compiled(self) -> set[str]:
         """The kinds of steps that are compiled."""
         return set(self._runner.compiled)

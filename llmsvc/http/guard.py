@@ -5,7 +5,6 @@ Pure ASGI, since it sees every request and every piece of every stream.
 
 import os
 import secrets
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,6 +12,7 @@ from llmsvc.accounts import Accounts, Caller
 from llmsvc.errors import Forbidden, LlmsvcError, LoginMissing, TooLarge
 from llmsvc.http import login
 from llmsvc.http.errors import refused
+from llmsvc.http.metrics import Counts
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 MOST_BYTES = 16 * 2**20
@@ -20,6 +20,8 @@ MOST_BYTES = 16 * 2**20
 
 _OPEN = {"/health", "/ready", "/login", "/logout", "/gradio_api/startup-events"}  # Gradio calls the last one itself
 _ADMINS = {"/metrics", "/docs", "/redoc", "/openapi.json"}
+_COUNTED = {f"/v1/{name}" for name in ("chat/completions", "completions", "responses", "messages", "embeddings")}
+_COUNTED |= {"/v1/models", "/v1/sessions", "/v1/keys", "/gradio_api", "/login", "/metrics", "/health", "/ready", "/"}
 _PAGES = {"/", "/config"}
 _READ = {b"host", b"origin", b"cookie", b"authorization", b"x-api-key", b"content-length", b"transfer-encoding"}
 _READ |= {b"x-forwarded-host", b"x-forwarded-proto", b"sec-fetch-site", b"sec-fetch-mode"}
@@ -39,9 +41,11 @@ _PAGE_HEADERS = [(b"content-security-policy", _POLICY.encode())]
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, accounts: Accounts, port: int, host: str, most_uploaded: int) -> None:
-        """``most_uploaded``: bytes of one upload."""
-        self._app, self._accounts = app, accounts
+    def __init__(
+        self, app: ASGIApp, accounts: Accounts, port: int, host: str, most_uploaded: int, counts: Counts
+    ) -> None:
+        """``most_uploaded``: bytes of one upload; ``counts``: where answered requests are counted."""
+        self._app, self._accounts, self._counts = app, accounts, counts
         self._login, self._guest = (name.format(port) for name in ("llmsvc-login-{}", "llmsvc-guest-{}"))
         self._hosts = LOOPBACK | {host}
         self._most_uploaded = most_uploaded
@@ -69,9 +73,9 @@ class Guard:
             html = b"text/html" in dict(scope["headers"]).get(b"accept", b"")
             page = isinstance(error, LoginMissing) and html and scope["path"] == "/"
             response = login.page(status=401) if page else refused(error)
-            return await response(scope, receive, _with_headers(send, []))
+            return await response(scope, receive, self._told(scope["path"], send, []))
         try:
-            return await self._app(scope, receive, _with_headers(send, made))
+            return await self._app(scope, receive, self._told(scope["path"], send, made))
         except TooLarge as error:  # it came in pieces, and nothing was answered yet
             return await refused(error)(scope, receive, send)
 
@@ -81,8 +85,8 @@ class Guard:
         if not self._accounts.closed and _name(host) not in self._hosts:  # with a login, another name has no cookie
             raise Forbidden(f'This service does not answer for the host "{host[:80]}". Use its own address.')
         origin = found.get(b"origin")
-        ours = {host, found.get(b"x-forwarded-host", "").lower()} if self._accounts.closed else {host}
-        foreign = origin is not None and urlsplit(origin).netloc.lower() not in ours
+        ours = {host, found.get(b"x-forwarded-host", host).lower()} if self._accounts.closed else {host}
+        foreign = origin is not None and origin.lower().partition("://")[2] not in ours - {""}
         site = found.get(b"sec-fetch-site", "none")
         if foreign or (site not in ("none", "same-origin") and found.get(b"sec-fetch-mode") != "navigate"):
             raise Forbidden("Another site's page must not use this service. Open its own page instead.")
@@ -118,17 +122,25 @@ class Guard:
 
         return counted
 
+    def _told(self, path: str, send: Send, more: list[tuple[bytes, bytes]]) -> Send:
+        """``send``, with what every browser is told; the request is counted."""
 
-def _with_headers(send: Send, more: list[tuple[bytes, bytes]]) -> Send:
-    async def answer(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), *_HEADERS, *more]
-            if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
-                headers += _PAGE_HEADERS
-            message["headers"] = headers
-        await send(message)
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [*message.get("headers", ()), *_HEADERS, *more]
+                if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
+                    headers += _PAGE_HEADERS
+                message["headers"] = headers
+                self._counts[(_kind(path), message["status"])] += 1
+            await send(message)
 
-    return answer
+        return answer
+
+
+def _kind(path: str) -> str:
+    """A path without what is different in each request."""
+    known = path if path in _COUNTED else next((kind for kind in _COUNTED if path.startswith(f"{kind}/")), "")
+    return known or "other"
 
 
 def _key(found: dict[bytes, str]) -> str:

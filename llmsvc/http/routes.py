@@ -5,14 +5,14 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from llmsvc.http import anthropic, embeddings, keys, login, openai, responses
+from llmsvc.http import anthropic, embeddings, keys, login, metrics, openai, responses
 from llmsvc.http.errors import ApiRoute
 from llmsvc.http.identity import owner_of
 from llmsvc.http.sse import events, placed
 from llmsvc.service import Service
 
 
-def make_routes(service: Service) -> APIRouter:
+def make_routes(service: Service, counts: metrics.Counts) -> APIRouter:
     router = APIRouter(route_class=ApiRoute)
 
     @router.get("/health")
@@ -53,4 +53,5 @@ def make_routes(service: Service) -> APIRouter:
 
     for api in (login, keys, openai, responses, embeddings, anthropic):
         api.add_routes(router, service)
+    metrics.add_routes(router, service, counts)
     return router

@@ -5,6 +5,7 @@ import gc
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp
 
 from llmsvc.errors import Conflict
 from llmsvc.http.guard import Guard
+from llmsvc.http.metrics import Counts
 from llmsvc.http.routes import make_routes
 from llmsvc.service import Service
 from llmsvc.settings import Settings
@@ -50,8 +52,9 @@ def launch(service: Service) -> None:
         loops.append(asyncio.get_running_loop())
         yield
 
+    counts: Counts = Counter()
     most_uploaded = 4 * settings.max_upload_bytes  # several files come together
-    guard = Middleware(Guard, service.accounts, settings.port, settings.host, most_uploaded)
+    guard = Middleware(Guard, service.accounts, settings.port, settings.host, most_uploaded, counts)
     # As it stands, Gradio invites every site's page in. The guard lets none in, so there is nobody to invite.
     gradio.routes.CustomCORSMiddleware = _nothing
     demo.queue(default_concurrency_limit=None, max_size=256, api_open=False)
@@ -75,7 +78,7 @@ def launch(service: Service) -> None:
         ),
         css_paths=[ASSETS / "style.css"],
         head_paths=[ASSETS / "head.html"],
-        app_kwargs={"routes": make_routes(service).routes, "middleware": [guard], "lifespan": lifespan},
+        app_kwargs={"routes": make_routes(service, counts).routes, "middleware": [guard], "lifespan": lifespan},
     )
     print(f"llmsvc is open on http://{settings.host}:{settings.port}", flush=True)
     if service.accounts.made_password:

@@ -180,6 +180,23 @@ def test_what_is_everybodys_is_the_admins(shared_app) -> None:
         assert log_in(shared_app, BOB).get(path).status_code == 403
 
 
+def test_only_its_own_page_may_use_a_public_link(shared_app) -> None:
+    ann = log_in(shared_app, ANN)
+    link = {"Host": "abc.gradio.live"}
+    assert ann.get("/config", headers={**link, "Origin": "https://abc.gradio.live"}).status_code == 200
+    relayed = {"X-Forwarded-Host": "abc.gradio.live", "Origin": "https://abc.gradio.live"}
+    assert ann.get("/config", headers=relayed).status_code == 200
+    for origin in ("https://evil.example", "null", "http://[", "", "https://abc.gradio.live.evil.example"):
+        for method, path in (
+            ("POST", "/gradio_api/upload"),
+            ("POST", "/gradio_api/queue/join"),
+            ("OPTIONS", "/config"),
+        ):
+            refused = ann.request(method, path, headers={**link, "Origin": origin})
+            assert refused.status_code == 403, (origin, path)
+            assert "access-control-allow-origin" not in refused.headers
+
+
 def test_guests_have_a_sandbox_each(shared_app) -> None:
     one, other = (Client(shared_app.url, verbose=False) for _ in range(2))
     session = one.predict(title="Of a guest", api_name="/session_create")["id"]
