@@ -21,6 +21,7 @@ bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.watching
 	$(BIN)/python bench/streaming.py
 	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.guard
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
