@@ -15,8 +15,8 @@ from llmsvc.http.errors import refused
 from llmsvc.http.metrics import Counts
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-MOST_BYTES = 16 * 2**20
-"""Of a body, uploads apart."""
+MOST_BYTES, MOST_IMPORTED = 16 * 2**20, 64 * 2**20
+"""Of a body; of one of Gradio's, which may be a whole chat."""
 
 _OPEN = {"/health", "/ready", "/login", "/logout", "/gradio_api/startup-events"}  # Gradio calls the last one itself
 _ADMINS = {"/metrics", "/docs", "/redoc", "/openapi.json"}
@@ -103,7 +103,9 @@ class Guard:
 
     def _limited(self, path: str, found: dict[bytes, str], receive: Receive) -> Receive:
         """Raises TooLarge, now or when more was read than may be."""
-        most = self._most_uploaded if path.startswith("/gradio_api/upload") else MOST_BYTES
+        most = MOST_IMPORTED if path.startswith("/gradio_api/") else MOST_BYTES
+        if path.startswith("/gradio_api/upload"):
+            most = self._most_uploaded
         too_large = TooLarge(f"This is more than the {most // 2**20:,} MB that may be sent at once. Send less.")
         length = found.get(b"content-length", "0")
         if not length.isdecimal() or int(length) > most:
