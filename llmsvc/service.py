@@ -4,6 +4,9 @@ import asyncio
 import logging
 import sys
 
+from llmsvc.accounts import Accounts, Caller
+from llmsvc.chat.completions import Completions
+from llmsvc.chat.embeddings import Embeddings
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.turns import Turns
 from llmsvc.errors import StorageError
@@ -26,17 +29,26 @@ class Service:
         self.catalogue = Catalogue(settings.data_dir / "models", settings.model)
         self.default_model = self.catalogue.entry(settings.model).id
         self.database = Database(settings.data_dir)
+        keys, open_to = settings.api_key, (settings.public, settings.guests)
+        self.accounts = Accounts(self.database, settings.auth, keys, *open_to)
         compiled = None if settings.no_compile else settings.data_dir / "compiled"
         self.pool = ModelPool(self.catalogue, settings.device, compiled, settings.full_weights)
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))
         self.sessions = Sessions(self.database, self.default_model, self.files)
         self.turns = Turns(self.database, self.sessions, self.pool, self.files)
+        self.completions = Completions(self.pool, self.sessions, self.turns)
+        self.embeddings = Embeddings(self.completions)
         self.files.resume()
 
     def preload(self) -> None:
         """Begin to load the default model, telling the terminal of its progress."""
         self.pool.on_progress(_TerminalProgress())
         self.pool.request(self.default_model)
+
+    def check_model(self, caller: Caller, model: str) -> None:
+        """Raises UnknownModel for one that only the admin may bring here. Reads the disk."""
+        if model and not caller.admin:
+            self.completions.check(model)
 
     def delete_session(self, owner: str, session_id: str) -> Row:
         """Delete a session, ending its answer first. Call on the event loop. Raises NotFound."""

@@ -37,6 +37,10 @@ class Settings:
         """Whether others than this machine's users can reach the port."""
         return self.share or self.host not in _LOOPBACK
 
+    @property
+    def max_upload_bytes(self) -> int:
+        return int(self.max_upload[:-2]) * {"kb": 2**10, "mb": 2**20, "gb": 2**30}[self.max_upload[-2:]]
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -70,14 +74,12 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = o
     add("--no-compile", "do not compile models for this CPU in the background", action="store_true")
     add("--full-weights", "on a CPU, do not round the weights of small models to 8 bits", action="store_true")
     add("--share", "make a public link", action="store_true")
-    add("--guests", "let visitors without a login in (not available yet)", action="store_true")
+    add("--guests", "let visitors without a login in, each with chats of their own", action="store_true")
     add("--auth", "a login; may be repeated", metavar="USER:PASSWORD", action="append", type=_login)
-    add("--api-key", "a key for scripts; may be repeated (not available yet)", metavar="KEY", action="append", type=str)
+    add("--api-key", "a key for scripts; may be repeated", metavar="KEY", action="append", type=_key)
     add("--max-upload", "largest file that may be uploaded (50mb)", type=_size)
     add("--log-level", "debug, info, warning or error", choices=_LOG_LEVELS)
     values = vars(parser.parse_args(arguments))
-    if values["guests"] or values["api_key"]:
-        parser.error("--guests and --api-key are not available yet; use --auth USER:PASSWORD")
     values["auth"], values["api_key"] = tuple(values["auth"]), tuple(values["api_key"])
     values["data_dir"] = values["data_dir"].expanduser().resolve()
     return Settings(**values)
@@ -121,9 +123,15 @@ def _device(text: str) -> str:
 
 def _login(text: str) -> tuple[str, str]:
     user, colon, password = text.partition(":")
-    if not (user and colon and password):
+    if not (user.strip() == user != "" and colon and password) or user.startswith("guest:"):
         raise argparse.ArgumentTypeError("a login is USER:PASSWORD")
     return user, password
+
+
+def _key(text: str) -> str:
+    if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
+        raise argparse.ArgumentTypeError("a key has 16 or more characters, without spaces: it must not be guessed")
+    return text
 
 
 def _size(text: str) -> str:

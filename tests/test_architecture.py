@@ -10,9 +10,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
-    "ui": {"ui", "http", "service", "chat", "files", "models", "settings", "errors"},
-    "http": {"http", "service", "chat", "models", "settings", "errors"},
-    "service": {"chat", "files", "models", "store", "settings", "errors"},
+    "ui": {"ui", "http", "service", "accounts", "chat", "files", "models", "settings", "errors"},
+    "http": {"http", "service", "accounts", "chat", "models", "settings", "errors"},
+    "service": {"accounts", "chat", "files", "models", "store", "settings", "errors"},
+    "accounts": {"store", "errors"},
     "chat": {"chat", "files", "models", "engine", "store", "errors"},
     "files": {"files", "store", "errors"},
     "models": {"models", "engine", "store", "errors"},

@@ -16,6 +16,7 @@ def test_flags_win_over_variables() -> None:
         (["--port", "70000"], {}),
         (["--device", "tpu"], {}),
         (["--auth", "nobody"], {}),
+        (["--api-key", "short"], {}),
         (["--max-upload", "big"], {}),
         (["--log-level", "loud"], {}),
         (["--nonsense"], {}),

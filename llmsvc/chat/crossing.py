@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from llmsvc.chat.meter import Meter, Reading
 from llmsvc.engine import TokenEvent
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,16 @@ class Crossing:
         self._lock = threading.Lock()  # several engines deliver at once
         self._coming = False
         self._crossed = 0.0
+        self.meters: dict[str, Meter] = {}
+        """By model: what passed here."""
 
-    def to(self, receive: Callable[[TokenEvent], None]) -> Callable[[TokenEvent], None]:
+    def to(self, receive: Callable[[TokenEvent], None], model: str, prompt_tokens: int) -> Callable[[TokenEvent], None]:
         """What an engine may call on its thread so that ``receive`` is called on this loop, in order."""
         loop = asyncio.get_running_loop()
+        reading = Reading(self.meters.setdefault(model, Meter()), prompt_tokens)
 
         def deliver(event: TokenEvent) -> None:
+            reading.take(event)
             with self._lock:
                 self._arrived.append((receive, event))
                 coming, self._coming = self._coming, True

@@ -29,7 +29,7 @@ class Watch:
 
     async def wait(self, timeout: float | None = None) -> bool:
         """Until something changed; false when nothing did for ``timeout`` seconds."""
-        happened = await _within(timeout, self._event)
+        happened = await within(timeout, self._event)
         self._event.clear()
         return happened
 
@@ -123,7 +123,7 @@ class Turn:
 
     async def over(self, timeout: float | None = None) -> bool:
         """Whether the generation ended within ``timeout`` seconds."""
-        return await _within(timeout, self._over)
+        return await within(timeout, self._over)
 
 
 def can_continue(last: Row) -> bool:
@@ -132,7 +132,7 @@ def can_continue(last: Row) -> bool:
     return last["role"] == "assistant" and cut
 
 
-async def _within(timeout: float | None, event: asyncio.Event) -> bool:
+async def within(timeout: float | None, event: asyncio.Event) -> bool:
     """Whether it happened within ``timeout`` seconds."""
     try:
         async with asyncio.timeout(timeout):

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from llmsvc.chat import branches, context, options
@@ -40,8 +40,8 @@ class Turns:
         self._queued: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._titles = Titles(database, sessions, pool)
-        self._crossing = Crossing()
-        self._watchers = 0
+        self.crossing = Crossing()
+        self._watchers = self._others = 0
         self._closing = False
         self._mark_interrupted()
 
@@ -206,6 +206,17 @@ class Turns:
         if row is None or row["role"] != "assistant":
             raise NotFound("Nothing was answered in this chat yet. Send a message first.")
         return Turn.stored(session_id, owner, row)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """While something is generated that belongs to no session: the models have no time for titles."""
+        self._others += 1
+        self._titles.busy()
+        try:
+            yield
+        finally:
+            self._others -= 1
+            self._rest()
 
     def running_sessions(self) -> set[str]:
         return set(self._active)
@@ -391,7 +402,10 @@ class Turns:
         if turn.outcome == "done":
             self._titles.want(turn.session_id, model)
         self._next(turn.session_id)
-        if not self._active:
+        self._rest()
+
+    def _rest(self) -> None:
+        if not self._active and not self._others:
             self._titles.idle()
 
     async def _generate(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
@@ -409,7 +423,7 @@ class Turns:
         turn.note = "; ".join(prompt.ledger.left_out)
         turn.started = time.monotonic()
         turn.changed()
-        deliver = self._crossing.to(turn.receive)
+        deliver = self.crossing.to(turn.receive, model, len(prompt.tokens))
         request = GenerationRequest(turn.id, prompt.tokens, options.sampling(chosen), deliver, turn.session_id)
         if request.sampling.constrained:
             await asyncio.to_thread(engine.submit, request)

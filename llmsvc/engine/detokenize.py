@@ -25,7 +25,8 @@ class Detokenizer:
         self._tokens: list[int] = []
         self._prefix = self._read = 0
         self._held = ""
-        self.stopped = False
+        self.stopped = ""
+        """The stop string that was found."""
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
@@ -42,10 +43,10 @@ class Detokenizer:
         return self._release()
 
     def _release(self) -> str:
-        found = min((at for s in self._stop if (at := self._held.find(s)) >= 0), default=-1)
-        if found >= 0:
-            self.stopped = True
-            out, self._held = self._held[:found], ""
+        found = [(at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:
+            at, self.stopped = min(found)
+            out, self._held = self._held[:at], ""
             return out
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
         if last := _LAST_GRAPHEME.search(self._held):

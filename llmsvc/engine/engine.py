@@ -107,6 +107,11 @@ class Engine:
         return self._scheduler.waiting
 
     @property
+    def cached(self) -> int:
+        """Tokens in the KV cache."""
+        return sum(map(len, self._scheduler.cached))
+
+    @property
     def compiled(self) -> set[str]:
         """The kinds of steps that are compiled."""
         return set(self._runner.compiled)
@@ -302,10 +307,9 @@ class Engine:
     def _end(self, sequence: Sequence, reason: FinishReason, error: str = "", text: str = "") -> None:
         detail = self._details.pop(sequence.request.id)
         text += detail.detokenizer.finish()
+        stop, logprobs = detail.detokenizer.stopped, detail.take_logprobs()
         sequence.request.deliver(
-            TokenEvent(
-                sequence.request.id, text, sequence.generated, reason, error, sequence.cached, detail.take_logprobs()
-            )
+            TokenEvent(sequence.request.id, text, sequence.generated, reason, error, sequence.cached, logprobs, stop)
         )
 
 

@@ -54,7 +54,8 @@ class TokenEvent:
     """New text of one request. ``tokens`` counts all that were generated so far, special ones included.
 
     ``text`` may be empty: a token can complete no grapheme yet. The last event has a ``finish_reason``.
-    ``logprobs``: of the tokens that were chosen since the last event, where they were asked for.
+    ``logprobs``: of the tokens that were chosen since the last event, where they were asked for. ``stop``: the stop
+    string that ended it.
     """
 
     request_id: str
@@ -64,6 +65,7 @@ class TokenEvent:
     error: str = ""
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    stop: str = ""
 
 
 @dataclass(frozen=True)

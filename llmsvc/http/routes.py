@@ -5,13 +5,15 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from llmsvc.errors import LlmsvcError
+from llmsvc.http import anthropic, embeddings, keys, login, metrics, openai, responses
+from llmsvc.http.errors import ApiRoute
+from llmsvc.http.identity import owner_of
 from llmsvc.http.sse import events, placed
 from llmsvc.service import Service
 
 
-def make_routes(service: Service) -> APIRouter:
-    router = APIRouter()
+def make_routes(service: Service, counts: metrics.Counts) -> APIRouter:
+    router = APIRouter(route_class=ApiRoute)
 
     @router.get("/health")
     async def health() -> dict[str, str]:
@@ -28,10 +30,7 @@ def make_routes(service: Service) -> APIRouter:
     @router.get("/v1/sessions/{session_id}/stream")
     async def stream(session_id: str, request: Request, last_event_id: Annotated[str, Header()] = "") -> Response:
         """Server-sent events of the running turn, or of the last; ``Last-Event-ID`` resumes exactly after it."""
-        try:
-            turn = service.turns.last(_owner(request), session_id)
-        except LlmsvcError as error:
-            return _refused(error)
+        turn = service.turns.last(owner_of(request), session_id)
         if turn.finished and last_event_id == f"{turn.id}:{len(turn.text)}":
             return Response(status_code=204)  # by the specification: there is nothing more, do not come again
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -41,45 +40,18 @@ def make_routes(service: Service) -> APIRouter:
     @router.get("/v1/sessions/{session_id}/turn")
     async def turn(session_id: str, request: Request) -> JSONResponse:
         """The running turn, or the last, as it is now: what the stream's first event says."""
-        try:
-            found = service.turns.last(_owner(request), session_id)
-        except LlmsvcError as error:
-            return _refused(error)
+        found = service.turns.last(owner_of(request), session_id)
         return JSONResponse({**found.status(), **placed(found.text, 0)}, headers={"Cache-Control": "no-store"})
 
     @router.get("/v1/sessions/{session_id}/export")
     def export(session_id: str, request: Request, format: str = "json") -> Response:
         """The session as a file: ``json`` or ``markdown``."""
-        try:
-            text = service.sessions.export(_owner(request), session_id, format)
-        except LlmsvcError as error:
-            return _refused(error)
+        text = service.sessions.export(owner_of(request), session_id, format)
         kind, ending = ("application/json", "json") if format == "json" else ("text/markdown; charset=utf-8", "md")
         disposition = f'attachment; filename="chat-{session_id[:8]}.{ending}"'
         return Response(text, media_type=kind, headers={"Content-Disposition": disposition})
 
+    for api in (login, keys, openai, responses, embeddings, anthropic):
+        api.add_routes(router, service)
+    metrics.add_routes(router, service, counts)
     return router
-
-
-class _LoginMissing(LlmsvcError):
-    status = 401
-
-
-def _owner(request: Request) -> str:
-    """The login's name, by Gradio's own cookie; without logins everything here belongs to ``local``."""
-    app = request.app
-    if app.auth is None:
-        return "local"
-    token = request.cookies.get(f"access-token-{app.cookie_id}") or request.cookies.get(
-        f"access-token-unsecure-{app.cookie_id}"
-    )
-    if (name := app.tokens.get(token)) is None:
-        raise _LoginMissing("Log in first.")
-    return str(name)
-
-
-def _refused(error: LlmsvcError) -> JSONResponse:
-    """OpenAI's error object."""
-    kind = {401: "authentication_error", 404: "not_found_error"}.get(error.status, "invalid_request_error")
-    body = {"error": {"message": str(error), "type": kind, "param": None, "code": None}}
-    return JSONResponse(body, error.status)

@@ -56,6 +56,7 @@ class PooledModel:
             "parked": False,
             "running": engine.running if engine else 0,
             "queued": engine.queued if engine else 0,
+            "kv_tokens": engine.cached if engine else 0,
             "idle_seconds": round(time.monotonic() - self.used_at, 1),
             "stage": self.stage,
             "done": self.done,

@@ -1,5 +1,6 @@
 """The named endpoints of the contract: plain JSON in and out, for gradio_client and curl."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import gradio as gr
 from llmsvc.chat.turn import Turn
 from llmsvc.errors import BadRequest
 from llmsvc.service import Service
-from llmsvc.ui.identity import owner_of, shown_errors
+from llmsvc.ui.identity import admin_only, caller_of, owner_of, shown_errors
 
 
 def add_endpoints(service: Service) -> None:
@@ -115,6 +116,7 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         }
         with shown_errors():
             owner = owner_of(request)
+            await asyncio.to_thread(service.check_model, caller_of(request), model)
             turn = turns.start(owner, session_id, message, model=model, **values)
             async for frame in frames(turn):
                 yield frame
@@ -195,9 +197,10 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         with shown_errors():
             return turns.settings(model)
 
-    async def settings_set(values: dict[str, Any], model: str = "") -> dict[str, Any]:
+    async def settings_set(request: gr.Request, values: dict[str, Any], model: str = "") -> dict[str, Any]:
         """Change sampling and system-prompt defaults; returns all of them."""
         with shown_errors():
+            admin_only(request)
             return turns.set_settings(values, model)
 
     streams: dict[str, Callable[..., Any]] = {"chat": chat, "attach": attach, "continue": resume}

@@ -5,12 +5,25 @@ from contextlib import contextmanager
 
 import gradio as gr
 
-from llmsvc.errors import LlmsvcError
+from llmsvc.accounts import Caller
+from llmsvc.errors import Forbidden, LlmsvcError
+from llmsvc.http import identity as http
+
+
+def caller_of(request: gr.Request) -> Caller:
+    """As the guard found it. Raises LoginMissing."""
+    return http.caller_of(request.request)
 
 
 def owner_of(request: gr.Request) -> str:
-    """The login's name; without logins everything on this machine belongs to ``local``."""
-    return str(request.username or "local")
+    """To whom what this request makes belongs."""
+    return caller_of(request).owner
+
+
+def admin_only(request: gr.Request) -> None:
+    """Raises Forbidden for whoever must not change what is everybody's."""
+    if not caller_of(request).admin:
+        raise Forbidden("Only the admin of this service can change this.")
 
 
 @contextmanager

@@ -2,18 +2,23 @@
 
 import asyncio
 import gc
-import secrets
 import signal
 import socket
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import gradio.routes
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from llmsvc.errors import Conflict
+from llmsvc.http.guard import Guard
+from llmsvc.http.metrics import Counts
 from llmsvc.http.routes import make_routes
 from llmsvc.service import Service
 from llmsvc.settings import Settings
@@ -40,8 +45,6 @@ def launch(service: Service) -> None:
     """Serve until SIGINT or SIGTERM. Models begin to load once the page is reachable."""
     settings = service.settings
     demo = Page(service).build()
-    logins = _logins(settings)
-
     loops: list[asyncio.AbstractEventLoop] = []
 
     @asynccontextmanager
@@ -49,12 +52,16 @@ def launch(service: Service) -> None:
         loops.append(asyncio.get_running_loop())
         yield
 
+    counts: Counts = Counter()
+    most_uploaded = 4 * settings.max_upload_bytes  # several files come together
+    guard = Middleware(Guard, service.accounts, settings.port, settings.host, most_uploaded, counts)
+    # As it stands, Gradio invites every site's page in. The guard lets none in, so there is nobody to invite.
+    gradio.routes.CustomCORSMiddleware = _nothing
     demo.queue(default_concurrency_limit=None, max_size=256, api_open=False)
     demo.launch(
         server_name=settings.host,
         server_port=settings.port,
         share=settings.share,
-        auth=logins or None,
         max_threads=256,
         max_file_size=settings.max_upload,
         prevent_thread_lock=True,
@@ -71,9 +78,12 @@ def launch(service: Service) -> None:
         ),
         css_paths=[ASSETS / "style.css"],
         head_paths=[ASSETS / "head.html"],
-        app_kwargs={"routes": make_routes(service).routes, "lifespan": lifespan},
+        app_kwargs={"routes": make_routes(service, counts).routes, "middleware": [guard], "lifespan": lifespan},
     )
     print(f"llmsvc is open on http://{settings.host}:{settings.port}", flush=True)
+    if service.accounts.made_password:
+        made = service.accounts.made_password
+        print(f"Others can reach this page, so it needs a login: name admin, password {made}", flush=True)
     if demo.share_url:
         print(f"Public link: {demo.share_url}", flush=True)
     stopped = threading.Event()
@@ -89,10 +99,6 @@ def launch(service: Service) -> None:
     demo.close(verbose=False)
 
 
-def _logins(settings: Settings) -> list[tuple[str, str]]:
-    """The logins that were given; a made one when the port is public and none was."""
-    if settings.auth or not settings.public:
-        return list(settings.auth)
-    password = secrets.token_urlsafe(12)
-    print(f"This page can be reached by others, so it needs a login: user admin, password {password}", flush=True)
-    return [("admin", password)]
+def _nothing(app: ASGIApp, **_: object) -> ASGIApp:
+    """A middleware that does nothing."""
+    return app

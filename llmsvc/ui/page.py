@@ -14,7 +14,7 @@ from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound
 from llmsvc.service import Service
 from llmsvc.ui import chat, files, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
-from llmsvc.ui.identity import owner_of, shown_errors
+from llmsvc.ui.identity import admin_only, caller_of, owner_of, shown_errors
 from llmsvc.ui.layout import KNOBS, Layout
 from llmsvc.ui.lean import LeanBlocks
 from llmsvc.ui.tabs import Tab, Tabs
@@ -263,8 +263,10 @@ class Page:
         owner, tab, model_id = owner_of(request), self._tab(request, saved), str(event.id)
         with shown_errors():
             if event.action == "unload":
+                admin_only(request)
                 await asyncio.to_thread(self._service.pool.unload, model_id)
                 return View().values()
+            await asyncio.to_thread(self._service.check_model, caller_of(request), model_id)
             session_id = self._here(owner, tab.session_id) or self._new_session(owner, tab)
             self._service.sessions.set_model(owner, session_id, model_id)
         rows = self._service.pool.list()
@@ -291,8 +293,9 @@ class Page:
         owner, tab = owner_of(request), self._tab(request, saved)
         return View(list=await asyncio.to_thread(self._list, owner, tab, query)).values()
 
-    async def on_load_model(self, model_id: str, quantization: str) -> None:
+    async def on_load_model(self, model_id: str, quantization: str, request: gr.Request) -> None:
         with shown_errors():
+            admin_only(request)
             self._service.pool.request((model_id or "").strip(), quantization)
 
     # Settings: of all chats, and of the one that is open
@@ -314,8 +317,9 @@ class Page:
         return _knob_values(turns.settings())
 
     def _default_saver(self, name: str) -> Callable[..., Any]:
-        async def save(value: Any) -> None:
+        async def save(value: Any, request: gr.Request) -> None:
             with shown_errors():
+                admin_only(request)
                 self._service.turns.set_settings({name: _typed_in(name, value)})
 
         return save

@@ -1,0 +1,57 @@
+"""What a chat says and is called runs nothing in the browser, and fetches nothing from elsewhere."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from gradio_client import Client
+from playwright.sync_api import Browser
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[tuple[str, list[str]]]:
+    """A server on another port, and what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_hostile_text_stays_text(app, browser: Browser, elsewhere) -> None:
+    url, asked = elsewhere
+    attacks = [
+        "<img src=x onerror=window.pwned=1>",
+        f"![secret]({url}/markdown?q=secret)",
+        f"<img src={url}/html> <video src={url}/video></video> <iframe src={url}/frame></iframe>",
+        "<svg onload=window.pwned=1></svg><script>window.pwned=1</script>",
+        "[click](javascript:window.pwned=1) <a href='javascript:window.pwned=1'>click</a>",
+        f"<style>body{{background:url({url}/style)}}</style><link rel=stylesheet href={url}/link>",
+        f"<form action={url}/form><button autofocus onfocus=window.pwned=1>x</button></form>",
+        "$\\href{javascript:window.pwned=1}{x}$ <details open ontoggle=window.pwned=1>x</details>",
+        "<think><img src=x onerror=window.pwned=1></think>done",
+    ]
+    said = [{"role": role, "content": attack} for attack in attacks for role in ("user", "assistant")]
+    text = json.dumps({"title": attacks[0], "messages": [*said, {"role": "assistant", "content": "the end of it"}]})
+    session = Client(app.url, verbose=False).predict(text, api_name="/session_import")["id"]
+    page = browser.new_page()
+    page.goto(f"{app.url}/#{session}")
+    page.get_by_text("the end of it").wait_for()
+    for link in page.get_by_text("click", exact=True).all():
+        link.click()
+    page.wait_for_function("[...document.images].every((image) => image.complete)")
+    assert page.evaluate("window.pwned") is None
+    assert asked == []
+    page.close()
