@@ -200,8 +200,8 @@ def test_a_password_opens_and_is_not_kept(room: Room) -> None:
 def test_another_encoding_can_be_chosen(room: Room) -> None:
     row = room.read("short.txt", "Привет".encode("koi8-r"))
     room.files.retry("me", room.session, row["id"], encoding="KOI8-R")
-    row = room.wait(row["id"], lambda row: row["text"] == "Привет")
-    assert row["encoding"] == "koi8-r"
+    row = room.wait(row["id"], lambda row: row["state"] == "ready" and row["encoding"] == "koi8-r")
+    assert row["text"] == "Привет"
     with pytest.raises(BadRequest, match="no known encoding"):
         room.files.retry("me", room.session, row["id"], encoding="klingon")
 
