@@ -13,7 +13,8 @@ from llmsvc.errors import StorageError
 from llmsvc.files.files import Files
 from llmsvc.files.limits import Limits, in_bytes
 from llmsvc.models.catalogue import Catalogue
-from llmsvc.models.pool import ModelPool, PooledModel
+from llmsvc.models.pool import Budget, ModelPool
+from llmsvc.models.pooled import PooledModel
 from llmsvc.settings import Settings
 from llmsvc.store.database import Database, Row
 
@@ -32,7 +33,13 @@ class Service:
         keys, open_to = settings.api_key, (settings.public, settings.guests)
         self.accounts = Accounts(self.database, settings.auth, keys, *open_to)
         compiled = None if settings.no_compile else settings.data_dir / "compiled"
-        self.pool = ModelPool(self.catalogue, settings.device, compiled, settings.full_weights)
+        self.pool = ModelPool(
+            self.catalogue,
+            settings.device,
+            compiled,
+            settings.full_weights,
+            Budget(settings.memory, settings.parked_memory, 60 * settings.idle_minutes),
+        )
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))
         self.sessions = Sessions(self.database, self.default_model, self.files)
         self.turns = Turns(self.database, self.sessions, self.pool, self.files)
@@ -69,7 +76,8 @@ class Service:
         return self.sessions.select_branch(owner, session_id, message_id)
 
     def tidy(self) -> None:
-        """Free what deleted sessions hold once their undo time is over. Call about once a minute."""
+        """Free what deleted sessions hold once their undo time is over, and idle models. Call about once a minute."""
+        self.pool.tidy()
         try:
             self.sessions.purge()
         except StorageError as error:
@@ -90,6 +98,8 @@ class _TerminalProgress:
         self._stage = ""
 
     def __call__(self, pooled: PooledModel) -> None:
+        if pooled.state in ("parked", "unloaded"):
+            return
         if pooled.state != "loading":
             text = f"{pooled.id} is ready." if pooled.state == "ready" else f"{pooled.id}: {pooled.error}"
             print(f"\r\033[K{text}" if sys.stdout.isatty() else text, flush=True)

@@ -25,6 +25,9 @@ class Settings:
     device: str = "auto"
     no_compile: bool = False
     full_weights: bool = False
+    memory: int = 0
+    parked_memory: int = 0
+    idle_minutes: int = 0
     share: bool = False
     guests: bool = False
     auth: tuple[tuple[str, str], ...] = ()
@@ -73,6 +76,9 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = o
     add("--device", "auto, cpu, cuda or cuda:N", type=_device)
     add("--no-compile", "do not compile models for this CPU in the background", action="store_true")
     add("--full-weights", "on a CPU, do not round the weights of small models to 8 bits", action="store_true")
+    add("--memory", "what loaded models may take together, such as 8gb (0: most of what is free)", type=_bytes)
+    add("--parked-memory", "what models that had to go may keep of it (0: a part of what is free)", type=_bytes)
+    add("--idle-minutes", "unload models that nobody used for so long (0: never)", type=_minutes)
     add("--share", "make a public link", action="store_true")
     add("--guests", "let visitors without a login in, each with chats of their own", action="store_true")
     add("--auth", "a login; may be repeated", metavar="USER:PASSWORD", action="append", type=_login)
@@ -132,6 +138,18 @@ def _key(text: str) -> str:
     if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
         raise argparse.ArgumentTypeError("a key has 16 or more characters, without spaces: it must not be guessed")
     return text
+
+
+def _bytes(text: str) -> int:
+    if text == "0":
+        return 0
+    return int(_size(text)[:-2]) * {"k": 10**3, "m": 10**6, "g": 10**9}[text[-2].lower()]
+
+
+def _minutes(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"minutes are a whole number, not {text!r}")
+    return int(text)
 
 
 def _size(text: str) -> str:

@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=12, help="random faults while answers are watched")
     parser.addoption("--compiled", type=Path, help="a folder of compiled steps, to find faults with a fast model")
     parser.addoption("--clients", type=int, default=8, help="clients that use the service at random, each its own chat")
+    parser.addoption("--requests", type=int, default=60, help="random requests for models that do not all fit")
     parser.addoption("--minutes", type=float, default=0.2, help="for how long they do")
 
 

@@ -39,3 +39,8 @@ def test_help_explains_every_flag(capsys) -> None:
     shown = capsys.readouterr().out
     for name in ("HOST", "PORT", "DATA_DIR", "MODEL", "DEVICE", "SHARE", "AUTH", "MAX_UPLOAD", "LOG_LEVEL"):
         assert f"LLMSVC_{name}" in shown
+
+
+def test_memory_is_given_in_bytes() -> None:
+    settings = parse(["--memory", "8gb", "--idle-minutes", "30"], {"LLMSVC_PARKED_MEMORY": "500MB"})
+    assert (settings.memory, settings.parked_memory, settings.idle_minutes) == (8 * 10**9, 500 * 10**6, 30)

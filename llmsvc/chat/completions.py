@@ -15,7 +15,8 @@ from llmsvc.chat.turns import Turns
 from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from llmsvc.engine.request import TokenLogprob
 from llmsvc.errors import BadRequest, Busy, LlmsvcError, TooLong, Unavailable, UnknownModel
-from llmsvc.models.pool import ModelPool, PooledModel
+from llmsvc.models.pool import ModelPool
+from llmsvc.models.pooled import PooledModel
 from llmsvc.store.database import Row
 
 __all__ = ["Answer", "Ask", "Completions", "Piece", "TokenLogprob", "Usage", "encode"]
@@ -103,21 +104,21 @@ class Completions:
         if not 1 <= wanted <= MOST_CHOICES:
             raise BadRequest(f"One request has 1 to {MOST_CHOICES} answers, not {wanted}. Send several requests.")
         with self._turns.busy():
-            pooled = await self.model(ask.model)
-            requests = await asyncio.to_thread(self._requests, pooled, ask)
-            answer = _Completion(pooled, ask, sum(len(prompt) for prompt, _ in requests[:: ask.n]))
-            try:
-                for prompt, sampling in requests:
-                    deliver = self._turns.crossing.to(answer.receiver(len(answer.ids)), pooled.id, len(prompt))
-                    request = GenerationRequest(new_id(), prompt, sampling, deliver, f"script:{owner}")
-                    answer.ids.append(request.id)
-                    if sampling.constrained:
-                        await asyncio.to_thread(answer.engine.submit, request)
-                    else:
-                        answer.engine.submit(request)
-                yield answer
-            finally:
-                answer.cancel()
+            async with self.model(ask.model) as pooled:
+                requests = await asyncio.to_thread(self._requests, pooled, ask)
+                answer = _Completion(pooled, ask, sum(len(prompt) for prompt, _ in requests[:: ask.n]))
+                try:
+                    for prompt, sampling in requests:
+                        deliver = self._turns.crossing.to(answer.receiver(len(answer.ids)), pooled.id, len(prompt))
+                        request = GenerationRequest(new_id(), prompt, sampling, deliver, f"script:{owner}")
+                        answer.ids.append(request.id)
+                        if sampling.constrained:
+                            await asyncio.to_thread(answer.engine.submit, request)
+                        else:
+                            answer.engine.submit(request)
+                    yield answer
+                finally:
+                    answer.cancel()
 
     @asynccontextmanager
     async def ask_in(self, owner: str, session_id: str, ask: Ask) -> AsyncIterator[Answer]:
@@ -140,7 +141,7 @@ class Completions:
 
     def listed(self) -> list[Row]:
         """Models that can be asked: what is loaded or on the disk, and the default. Reads the disk."""
-        loaded = {row["id"]: row for row in self._pool.list() if row["state"] in ("ready", "loading")}
+        loaded = {row["id"]: row for row in self._pool.list() if row["state"] in ("ready", "loading", "parked")}
         known = {row["id"]: row for row in self._pool.catalogue.list() if row["local"] or row["default"]}
         return [
             {"id": id_, "context": {**known.get(id_, {}), **loaded.get(id_, {})}["context"], "loaded": id_ in loaded}
@@ -155,17 +156,22 @@ class Completions:
                 "others are loaded on the Models page first."
             )
 
-    async def model(self, model: str) -> PooledModel:
-        """The loaded model; it is loaded if need be. Raises UnknownModel or Unavailable."""
-        if pooled := self._pool.ready(model):
-            return pooled
-        await asyncio.to_thread(self.check, model)
-        return await self._pool.acquire(model)
+    @asynccontextmanager
+    async def model(self, model: str) -> AsyncIterator[PooledModel]:
+        """The loaded model, lent; it is loaded if need be. Raises UnknownModel or Unavailable."""
+        pooled = self._pool.ready(model)
+        if pooled is None:
+            await asyncio.to_thread(self.check, model)
+            pooled = await self._pool.acquire(model)
+        try:
+            yield pooled
+        finally:
+            self._pool.release(pooled)
 
     async def count(self, ask: Ask) -> int:
         """The tokens of its prompt. Raises as ``ask`` does."""
-        pooled = await self.model(ask.model)
-        return len((await asyncio.to_thread(self._requests, pooled, ask))[0][0])
+        async with self.model(ask.model) as pooled:
+            return len((await asyncio.to_thread(self._requests, pooled, ask))[0][0])
 
     def _requests(self, pooled: PooledModel, ask: Ask) -> list[tuple[tuple[int, ...], SamplingParams]]:
         """Prompt and sampling of each choice. Raises BadRequest, TooLong."""

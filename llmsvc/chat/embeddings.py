@@ -30,20 +30,25 @@ class Embeddings:
             raise Busy("Many other texts are being embedded. Try again in a moment.")
         self._waiting += 1
         try:
-            pooled = await self._completions.model(model)
-            loaded = pooled.loaded
-            if loaded is None:
-                raise Unavailable(f"{pooled.id} was unloaded. Ask again to load it.")
-            prompts = [await asyncio.to_thread(encode, loaded.tokenizer, text) for text in texts]
-            for prompt in prompts:
-                if not prompt:
-                    raise BadRequest("A text is empty. Leave it out.")
-                if len(prompt) > loaded.window:
-                    raise TooLong(
-                        f"A text has {len(prompt):,} tokens, but {pooled.id} reads at most {loaded.window:,}. Cut it."
+            async with self._completions.model(model) as pooled:
+                loaded = pooled.loaded
+                if loaded is None:
+                    raise Unavailable(f"{pooled.id} was unloaded. Ask again to load it.")
+                prompts = [await asyncio.to_thread(encode, loaded.tokenizer, text) for text in texts]
+                for prompt in prompts:
+                    if not prompt:
+                        raise BadRequest("A text is empty. Leave it out.")
+                    if len(prompt) > loaded.window:
+                        raise TooLong(
+                            f"A text has {len(prompt):,} tokens, but {pooled.id} reads at most {loaded.window:,}. "
+                            "Cut it."
+                        )
+                async with self._one:
+                    return (
+                        pooled.id,
+                        [await _vector(loaded.model, prompt) for prompt in prompts],
+                        sum(map(len, prompts)),
                     )
-            async with self._one:
-                return pooled.id, [await _vector(loaded.model, prompt) for prompt in prompts], sum(map(len, prompts))
         finally:
             self._waiting -= 1
 

@@ -11,6 +11,7 @@ from llmsvc.chat.transfer import new_id
 from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from llmsvc.errors import LlmsvcError
 from llmsvc.models.pool import ModelPool
+from llmsvc.models.pooled import PooledModel
 from llmsvc.store.database import Database
 
 log = logging.getLogger(__name__)
@@ -70,14 +71,22 @@ class Titles:
 
     async def _entitle(self, session_id: str, model: str) -> bool:
         """False when it was disturbed and is to be tried again."""
-        pooled = self._pool.get(model)
+        pooled = self._pool.ready(model)
+        if pooled is None:
+            return True
+        try:
+            return await self._entitle_by(pooled, session_id)
+        finally:
+            self._pool.release(pooled)
+
+    async def _entitle_by(self, pooled: PooledModel, session_id: str) -> bool:
         with self._db.session_rows(session_id, "messages") as rows:
             messages = branches.shown(rows, 3)
         wanted = self._db.session(session_id)["auto_title"] and len(messages) == 2
-        if not wanted or pooled is None or pooled.state != "ready":
+        if not wanted or pooled.loaded is None:
             return True
         question, answer = (row["content"] for row in messages)
-        tokenizer = pooled.loaded.tokenizer  # type: ignore[union-attr]
+        tokenizer = pooled.loaded.tokenizer
         chat = []
         for asked, answered, title in (*_EXAMPLES, (question[:600], answer[:200], "")):
             chat.append({"role": "user", "content": _PROMPT.format(question=asked, answer=answered)})

@@ -17,6 +17,7 @@ from llmsvc.engine import GenerationRequest
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, StorageError, Unavailable
 from llmsvc.files.files import Files
 from llmsvc.models.pool import ModelPool
+from llmsvc.models.pooled import PooledModel
 from llmsvc.store.database import Database, Row
 
 log = logging.getLogger(__name__)
@@ -410,13 +411,23 @@ class Turns:
 
     async def _generate(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
         pooled = await self._model(turn, model)
-        if turn.outcome or pooled is None:
+        if pooled is None:
+            return
+        try:
+            await self._answer(turn, pooled, model, chosen, question)
+        finally:
+            self._pool.release(pooled)
+
+    async def _answer(self, turn: Turn, pooled: PooledModel, model: str, chosen: Row, question: str) -> None:
+        if turn.outcome:
             return
         if model != self._db.session(turn.session_id)["model"]:
             self._sessions.touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
-        engine = pooled.engine
+        engine, loaded = pooled.engine, pooled.loaded
+        if engine is None or loaded is None:
+            raise Unavailable(f"{model} was unloaded. Send the message again to load it.")
         await self._files_read(turn)
-        prompt = await asyncio.to_thread(self._prompt, turn, pooled.loaded, chosen["system"], question)
+        prompt = await asyncio.to_thread(self._prompt, turn, loaded, chosen["system"], question)
         if turn.outcome:
             return
         turn.context, turn.sources, turn.state = prompt.ledger.row(), list(prompt.sources), "prefill"
@@ -465,8 +476,8 @@ class Turns:
             turn.changed()
             await turn.over(0.2)
 
-    async def _model(self, turn: Turn, model: str) -> Any:
-        """The loaded model, or None when the turn was stopped while waiting for it."""
+    async def _model(self, turn: Turn, model: str) -> PooledModel | None:
+        """The model, lent to this turn, or None when the turn was stopped while waiting for it."""
         if pooled := self._pool.ready(model):
             return pooled
         waiting = asyncio.ensure_future(self._pool.acquire(model))

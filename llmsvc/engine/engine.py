@@ -65,6 +65,9 @@ class Engine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._token_bytes = _token_bytes(model)
+        self.tokens = 0
+        """Made since the start."""
         self._max_waiting = max_waiting
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -110,6 +113,11 @@ class Engine:
     def cached(self) -> int:
         """Tokens in the KV cache."""
         return sum(map(len, self._scheduler.cached))
+
+    @property
+    def kv_bytes(self) -> int:
+        """What the KV cache holds, of running and of ended sequences."""
+        return self.cached * self._token_bytes
 
     @property
     def compiled(self) -> set[str]:
@@ -290,6 +298,7 @@ class Engine:
             log.error("a token could not be taken", exc_info=error)
             return self._fail(sequence, error)
         sequence.tokens.append(token)
+        self.tokens += 1
         if token in self._eos:
             return self._finish(sequence, FinishReason.STOP)
         text = detail.detokenizer.push(token)

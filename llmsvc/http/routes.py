@@ -22,10 +22,12 @@ def make_routes(service: Service, counts: metrics.Counts) -> APIRouter:
 
     @router.get("/ready")
     async def ready() -> JSONResponse:
-        """200 only when a request for the default model would be answered at once."""
+        """200 only when a request for the default model would be answered without loading it."""
         pooled = service.pool.get(service.default_model)
         state = pooled.state if pooled else "unloaded"
-        return JSONResponse({"model": service.default_model, "state": state}, 200 if state == "ready" else 503)
+        return JSONResponse(
+            {"model": service.default_model, "state": state}, 200 if state in ("ready", "parked") else 503
+        )
 
     @router.get("/v1/sessions/{session_id}/stream")
     async def stream(session_id: str, request: Request, last_event_id: Annotated[str, Header()] = "") -> Response:

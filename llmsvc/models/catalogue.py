@@ -1,6 +1,8 @@
 """What can be loaded: the embedded default, local folders, and what the Hugging Face cache holds."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ class Wheel:
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model that can be loaded. ``id`` is a hub id or an absolute folder."""
+    """A model that can be loaded. ``id`` is a hub id, an absolute folder, or an absolute GGUF file."""
 
     id: str
     bytes: int = 0
@@ -56,15 +58,20 @@ class Catalogue:
     def entry(self, model_id: str) -> CatalogueEntry:
         """The entry of any id that could be loaded.
 
-        Raises BadRequest for what is no model id, NotFound for a folder that does not exist.
+        Raises BadRequest for what is no model id, NotFound for a path that does not exist.
         """
         if known := self._known.get(model_id):
             return known
         if model_id.startswith(("/", "./", "~", "../")):
-            folder = Path(model_id).expanduser().resolve()
-            if not folder.is_dir():
-                raise NotFound(f"There is no folder {folder}. Give a folder with a model, or a Hugging Face id.")
-            return CatalogueEntry(id=str(folder))
+            path = Path(model_id).expanduser().resolve()
+            if not path.exists():
+                raise NotFound(f"There is no {path}. Give a folder with a model, a GGUF file, or a Hugging Face id.")
+            if path.is_file() and path.suffix != ".gguf":
+                raise BadRequest(
+                    f"{path.name} is no GGUF file. Give one, or the folder of a model with safetensors. Other formats, "
+                    "such as pickled .bin and .pt, can run code while they are read, so they are never loaded."
+                )
+            return CatalogueEntry(id=str(path))
         parts = model_id.split("/")
         if len(parts) != 2 or not all(p and not p.startswith((".", "-")) and p.isprintable() for p in parts):
             raise BadRequest(
@@ -74,14 +81,45 @@ class Catalogue:
 
     def folder(self, model_id: str) -> Path:
         """Where this model's converted or downloaded files are kept in the data directory."""
-        return self.models_dir / model_id.replace("/", "--")
+        if not model_id.startswith("/"):
+            return self.models_dir / model_id.replace("/", "--")
+        file = Path(model_id)  # one that was changed is converted again
+        version = f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}"
+        return self.models_dir / "gguf" / f"{file.stem}-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
 
     def local(self, entry: CatalogueEntry) -> Path | None:
-        """The folder to load from without any download, or None."""
-        if entry.id.startswith("/"):
-            return Path(entry.id)
+        """The folder to load from without any download or conversion, or None."""
+        path = Path(entry.id)
+        if entry.id.startswith("/") and path.is_dir():
+            return path
         own = self.folder(entry.id)
-        return own if (own / "config.json").is_file() else hub_cache_folder(entry.id)
+        if (own / "config.json").is_file():
+            return own
+        return None if entry.id.startswith("/") else hub_cache_folder(entry.id)
+
+    def described(self, entry: CatalogueEntry) -> Path | None:
+        """The local folder or GGUF file that says what the model is like, or None."""
+        return self.local(entry) or (Path(entry.id) if entry.id.startswith("/") else None)
+
+    def remove(self, entry: CatalogueEntry) -> int:
+        """Delete what was downloaded or converted for a model; gives the bytes that are free again.
+
+        Raises NotFound when there is nothing, BadRequest for files that somebody else put there.
+        """
+        kept = self.folder(entry.id) if not Path(entry.id).is_dir() else Path()
+        folders = [kept] if (kept / "config.json").is_file() and kept != Path() else []
+        if not entry.id.startswith("/") and hub_cache_folder(entry.id):
+            folders.append(_hub_root(entry.id))
+        if not folders and entry.id.startswith("/"):
+            raise BadRequest(f"{entry.id} was not downloaded by llmsvc. Delete it by hand if you want to.")
+        if not folders:
+            raise NotFound(f"{entry.id} has no files on this machine.")
+        freed = sum(
+            f.stat().st_size for folder in folders for f in folder.rglob("*") if f.is_file() and not f.is_symlink()
+        )
+        for folder in folders:
+            shutil.rmtree(folder)
+        return freed
 
     def list(self) -> list[dict[str, Any]]:
         """Every model that is known without asking the network, the default first."""
@@ -93,22 +131,26 @@ class Catalogue:
             entry = self.entry(model_id)
         except (BadRequest, NotFound):
             return None
-        folder = self.local(entry)
-        source = "folder" if entry.id.startswith("/") else "hub" if entry.wheel is None else "hub or wheel"
+        folder, path = self.local(entry), Path(entry.id) if entry.id.startswith("/") else None
+        source = "hub" if entry.wheel is None else "hub or wheel"
+        if path is not None:
+            source = "folder" if path.is_dir() else "gguf"
         return {
             "id": entry.id,
             "source": source,
             "bytes": weight_bytes(folder) if folder else entry.bytes,
             "context": context_of(folder) if folder else entry.context,
             "default": entry.id == self.default,
-            "local": folder is not None,
+            "local": folder is not None or path is not None,
         }
 
     def _own(self) -> Iterator[str]:
-        if self.models_dir.is_dir():
-            for folder in sorted(self.models_dir.iterdir()):
-                if (folder / "config.json").is_file():
-                    yield folder.name.replace("--", "/", 1)
+        """What lies in the data directory: made there, or put there by somebody."""
+        for path in sorted(self.models_dir.iterdir()) if self.models_dir.is_dir() else ():
+            if path.suffix == ".gguf":
+                yield str(path)
+            elif (path / "config.json").is_file():
+                yield path.name.replace("--", "/", 1) if "--" in path.name else str(path)
 
 
 def weight_bytes(folder: Path) -> int:
@@ -133,6 +175,13 @@ def hub_cache_folder(model_id: str) -> Path | None:
         return None
     folder = Path(found).parent
     return folder if any(folder.glob("*.safetensors")) else None
+
+
+def _hub_root(model_id: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(HF_HUB_CACHE) / str(repo_folder_name(repo_id=model_id, repo_type="model"))
 
 
 def _hub_cache_ids() -> list[str]:

@@ -1,13 +1,18 @@
 """From a folder to a model in memory. Safetensors only: no pickle, no remote code."""
 
 import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmsvc.errors import BadRequest, Unavailable
-from llmsvc.models.catalogue import context_of
-from llmsvc.models.download import Progress
+from llmsvc.models.download import Cancelled, Progress
+from llmsvc.models.forecast import forecast, plan
+from llmsvc.models.headers import read
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n\\n' }}{% endfor %}"
@@ -16,12 +21,6 @@ PLAIN_TEMPLATE = (
 """For base models, which come without a chat template; the page says when it is used."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
-QUANTIZATIONS = ("none", "int8", "nf4")
-
-SMALL_BYTES = 2**31
-"""Models up to here are computed with 8-bit weights and 32-bit activations on a CPU. In bf16 a token hangs on the shape
-of the batch and on what was cached, since sums round differently, and it is small models that are often undecided."""
 
 
 @dataclass(frozen=True)
@@ -64,55 +63,93 @@ def load(
     work, Unavailable when loading failed.
     """
     check_folder(folder)
-    if quantization not in QUANTIZATIONS:
-        raise BadRequest(f'Unknown quantization "{quantization}". Use one of: {", ".join(QUANTIZATIONS)}.')
-    progress("Starting torch and transformers", 0, 3)
+    progress("Starting torch and transformers", 0, 0)
     import torch
     import transformers
 
-    from llmsvc.engine.int8 import quantize_linears
+    from llmsvc.engine import int8
 
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_tqdm_hook(_bar)
     target = pick_device(device)
-    precise = target == "cpu" and quantization == "none" and _weight_bytes(folder) <= SMALL_BYTES
-    progress("Reading the tokenizer", 1, 3)
+    contents = read(folder)
+    weights = plan(contents, target, quantization, full_weights)
+    expected = forecast(contents, weights)
+    progress("Reading the tokenizer", 0, expected.weights_bytes)
+    told = _progress.set(
+        lambda share: progress("Loading the weights", int(share * expected.weights_bytes), expected.weights_bytes)
+    )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        progress("Loading the weights", 2, 3)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32 if precise else torch.bfloat16,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            device_map=target,
-            quantization_config=_quantization(quantization),
-        )
+        with _ONE_AT_A_TIME:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32 if weights.precise else torch.bfloat16,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                device_map=target,
+                quantization_config=_quantization(quantization),
+            )
+    except Cancelled:
+        raise
     except Exception as error:  # the library raises whatever a broken file makes it raise
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise Unavailable(f"{folder.name} could not be loaded: {first[0]}") from error
+    finally:
+        _progress.reset(told)
     model.eval()
-    rounded = precise and not full_weights and quantize_linears(model)
+    rounded = weights.rounded and int8.works()
+    if rounded:
+        progress("Rounding the weights", 0, expected.weights_bytes)
+        int8.quantize_linears(model)
     plain = not tokenizer.chat_template
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
-    progress("Ready", 3, 3)
+    progress("Starting", expected.weights_bytes, expected.weights_bytes)
+    unquantized = "int8 weights" if rounded else "fp32" if weights.precise else "bf16"
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         device=target,
-        dtype=("int8 weights" if rounded else "fp32" if precise else "bf16")
-        if quantization == "none"
-        else quantization,
-        window=context_of(folder) or 2048,
-        memory_bytes=int(model.get_memory_footprint()),
+        dtype=unquantized if quantization == "none" else quantization,
+        window=expected.window,
+        memory_bytes=held_bytes(model),
         plain_template=plain,
     )
 
 
-def _weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+_ONE_AT_A_TIME = threading.Lock()
+"""transformers replaces functions of torch's and its own while it loads, in all threads: of two at once the later puts
+back what the earlier had put there, and from then on no model ties its output layer to its embeddings."""
+
+_progress: "ContextVar[Callable[[float], None] | None]" = ContextVar("progress", default=None)
+"""Whom to tell of the load that this thread is in; transformers has one hook for all."""
+
+
+def _bar(factory: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """Stands where transformers would draw a bar; what raises in it ends the load."""
+    tell = _progress.get()
+    if tell is None or not arguments:
+        return factory(*arguments, **{**options, "disable": True})
+    items = list(arguments[0])
+    return _told(items, tell)
+
+
+def _told(items: list[Any], tell: Callable[[float], None]) -> Iterator[Any]:
+    for number, item in enumerate(items):
+        tell(number / len(items))
+        yield item
+
+
+def held_bytes(model: Any) -> int:
+    """Bytes of a model's tensors, with the scales that bitsandbytes keeps beside its weights."""
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    for parameter in model.parameters():
+        state, scales = getattr(parameter, "quant_state", None), getattr(parameter, "SCB", None)
+        beside = [scales] if state is None else [state.absmax, state.code]
+        held |= {tensor.data_ptr(): tensor.nbytes for tensor in beside if tensor is not None}
+    return sum(held.values())
 
 
 def pick_device(wanted: str) -> str:
@@ -127,6 +164,11 @@ def pick_device(wanted: str) -> str:
             raise BadRequest(f"There is no device {wanted} here: torch sees {torch.cuda.device_count()} GPUs.")
         return f"cuda:{index}"
     return wanted
+
+
+def guess_device(wanted: str) -> str:
+    """The same as far as it can be said while torch is not imported yet."""
+    return pick_device(wanted) if "torch" in sys.modules else "cpu" if wanted == "auto" else wanted
 
 
 def _quantization(name: str) -> Any:

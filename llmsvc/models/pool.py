@@ -1,195 +1,506 @@
-"""Which models are in memory. Loads on a worker thread, one engine to each loaded model."""
+"""Which models are in memory: loads, lends, parks and unloads them within a budget of bytes."""
 
 import asyncio
+import builtins
 import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmsvc.errors import LlmsvcError, NotFound, Unavailable
+from llmsvc.errors import Conflict, LlmsvcError, NotFound, Unavailable
+from llmsvc.models import memory
 from llmsvc.models.catalogue import Catalogue
-from llmsvc.models.download import fetch
-from llmsvc.models.loader import LoadedModel, load
+from llmsvc.models.download import Cancelled, fetch, hub_contents
+from llmsvc.models.forecast import ModelForecast, forecast, plan
+from llmsvc.models.headers import Contents, read
+from llmsvc.models.loader import check_folder, guess_device, load
+from llmsvc.models.pooled import PooledModel
 
 log = logging.getLogger(__name__)
 
+PATIENCE_SECONDS = 5.0
+"""How long a model waits for room before another one, that is always in use, has to go."""
 
-class _Cancelled(Exception):
-    """Raised inside a progress call of a load that is no longer wanted."""
 
+@dataclass(frozen=True)
+class Budget:
+    """Bytes; 0 is a share of what is free when it is first asked for."""
 
-@dataclass
-class PooledModel:
-    """One model on its way in, in memory, or failed. Written only by its loading thread and the pool's lock."""
-
-    id: str
-    quantization: str
-    device: str
-    state: str = "loading"
-    stage: str = "Waiting"
-    done: int = 0
-    total: int = 0
-    error: LlmsvcError | None = None
-    loaded: LoadedModel | None = None
-    engine: Any = None
-    used_at: float = field(default_factory=time.monotonic)
-    ready: "Future[PooledModel]" = field(default_factory=Future)
-    """Ends when the model is ready, or with the error that its loading ended with."""
-
-    def row(self) -> dict[str, Any]:
-        """The row of ``/model_list``."""
-        loaded, engine = self.loaded, self.engine
-        return {
-            "id": self.id,
-            "state": self.state,
-            "device": loaded.device if loaded else self.device,
-            "dtype": loaded.dtype if loaded else "",
-            "quantization": self.quantization,
-            "memory_bytes": loaded.memory_bytes if loaded else 0,
-            "context": loaded.window if loaded else 0,
-            "plain_template": loaded.plain_template if loaded else False,
-            "parked": False,
-            "running": engine.running if engine else 0,
-            "queued": engine.queued if engine else 0,
-            "kv_tokens": engine.cached if engine else 0,
-            "idle_seconds": round(time.monotonic() - self.used_at, 1),
-            "stage": self.stage,
-            "done": self.done,
-            "total": self.total,
-            "error": str(self.error or ""),
-        }
+    memory: int = 0
+    """For models that serve, with their KV caches."""
+    parked: int = 0
+    """For models that had to go, and are kept in host memory as they were as long as nothing else needs it."""
+    idle_seconds: float = 0.0
+    """Models that nobody used for so long are unloaded; 0 is never."""
 
 
 class ModelPool:
-    """Loads, lends and unloads models. All methods may be called from any thread."""
+    """All methods may be called from any thread. One engine to each loaded model, one thread to each load.
+
+    A model that is asked for and has no room waits until others are idle, those used longest ago go first. Nobody is
+    interrupted: one that is always in use gets no new turns once another has waited for ``PATIENCE_SECONDS``, and all
+    that wait for a model are answered before it goes again. So two that are used in turns do not push each other out
+    at every message.
+    """
 
     def __init__(
-        self, catalogue: Catalogue, device: str, compiled: Path | None = None, full_weights: bool = False
+        self,
+        catalogue: Catalogue,
+        device: str,
+        compiled: Path | None = None,
+        full_weights: bool = False,
+        budget: Budget | None = None,
     ) -> None:
         """``compiled``: where compiled steps of models are kept; None to compile none."""
         self.catalogue = catalogue
         self._device, self._compiled, self._full_weights = device, compiled, full_weights
+        self._budget = budget or Budget()
+        self._limits: dict[tuple[str, str], int] = {}
         self._models: dict[str, PooledModel] = {}
-        self._lock = threading.Lock()
-        self._listeners: list[Callable[[PooledModel], None]] = []
+        self._arriving: builtins.list[PooledModel] = []
+        self._changed = threading.Condition(threading.RLock())
+        self._listeners: builtins.list[Callable[[PooledModel], None]] = []
+
+    # What there is
 
     def on_progress(self, listener: Callable[[PooledModel], None]) -> None:
         """Call ``listener`` on the loading thread at each step of each load."""
         self._listeners.append(listener)
 
     def list(self) -> list[dict[str, Any]]:
-        with self._lock:
+        with self._changed:
             return [pooled.row() for pooled in self._models.values()]
 
     def state(self) -> tuple[Any, ...]:
         """What a page shows of the models; equal while it need not be drawn again."""
-        with self._lock:
+        with self._changed:
             return tuple(
-                (p.id, p.state, p.stage, p.done * 100 // (p.total or 1), p.engine.running if p.engine else 0)
+                (p.id, p.state, p.stage, p.done * 100 // (p.total or 1), p.engine.running if p.engine else 0, p.pinned)
                 for p in self._models.values()
             )
 
     def get(self, model_id: str) -> PooledModel | None:
-        with self._lock:
+        with self._changed:
             return self._models.get(model_id)
 
-    def ready(self, model_id: str) -> PooledModel | None:
-        """The model, if it need not be waited for; it counts as used now."""
-        pooled = self.get(model_id)
-        if pooled is None or pooled.state != "ready":
-            return None
-        pooled.used_at = time.monotonic()
-        return pooled
+    def usage(self) -> dict[str, int]:
+        """Bytes that serving models may take and do, the same for parked ones, and what is free on the device."""
+        with self._changed:
+            return {
+                "limit": self._limit("memory"),
+                "used": self._used(),
+                "parked_limit": self._limit("parked"),
+                "parked": self._used("parked"),
+                "free": memory.free_bytes(guess_device(self._device)),
+            }
 
-    def request(self, model_id: str, quantization: str = "none", device: str = "") -> PooledModel:
-        """Start loading a model unless it is there or on its way. Returns at once.
+    def forecast(self, model_id: str, quantization: str = "none", context: int = 0) -> dict[str, Any]:
+        """The row of ``/model_forecast``, from headers alone. Raises BadRequest, NotFound or Unavailable."""
+        entry = self.catalogue.entry(model_id)
+        path = self.catalogue.described(entry)
+        if path is not None and path.is_dir():
+            check_folder(path)
+        expected = self._expected(read(path) if path else hub_contents(entry), self._device, quantization, context)
+        with self._changed:
+            there = self._models.get(entry.id)
+            own = there.bytes if there and there.state == "ready" else 0
+            free = min(self._limit("memory") - self._used(), memory.free_bytes(guess_device(self._device))) + own
+            evicts = self._victims(expected.peak_bytes - free, keep=entry.id)
+        fits = evicts is not None
+        return {**expected.row(), "free_bytes": max(free, 0), "fits": fits, "evicts": [p.id for p in evicts or ()]}
 
-        Raises BadRequest or NotFound for an id that can be no model.
+    # Coming
+
+    def request(self, model_id: str, quantization: str = "", device: str = "") -> PooledModel:
+        """Start bringing a model unless it is there or on its way. Returns at once.
+
+        A ``quantization`` or ``device`` that is not the one it has loads it anew. Raises BadRequest or NotFound for an
+        id that can be no model, Conflict when it is in use as it is.
         """
         entry = self.catalogue.entry(model_id)
-        with self._lock:
+        with self._changed:
             pooled = self._models.get(entry.id)
+            old = None
+            if pooled is not None and pooled.state != "failed" and self._differs(pooled, quantization, device):
+                if pooled.answering or pooled.waiters:
+                    raise Conflict(f"{entry.id} is in use. Wait for the end of its answers, or unload it first.")
+                old = self._models.pop(entry.id)
+                pooled = None
             if pooled is None or pooled.state == "failed":
-                pooled = PooledModel(entry.id, quantization, device or self._device)
+                pooled = PooledModel(entry.id, quantization or "none", device or self._device)
                 self._models[entry.id] = pooled
-                threading.Thread(target=self._load, args=(pooled,), name="load", daemon=True).start()
+                self._start(pooled, old)
+            elif pooled.state == "parked":
+                self._comeback(pooled)
             return pooled
 
+    def ready(self, model_id: str) -> PooledModel | None:
+        """Lend the model, if it need not be waited for. Give it back with ``release``."""
+        with self._changed:
+            pooled = self._models.get(model_id)
+            if pooled is None or pooled.state != "ready" or pooled.leaving:
+                return None
+            return self._lend(pooled)
+
     async def acquire(self, model_id: str) -> PooledModel:
-        """Wait until a model is ready, loading it if need be. Raises what its loading raised."""
-        pooled = self.request(model_id)
-        await asyncio.shield(asyncio.wrap_future(pooled.ready))
-        pooled.used_at = time.monotonic()
-        return pooled
+        """Lend a model when it is ready, loading it if need be. Give it back with ``release``.
+
+        Raises what its loading raised.
+        """
+        while True:
+            with self._changed:
+                pooled = self.request(model_id)
+                pooled.waiters += 1
+            try:
+                await asyncio.shield(asyncio.wrap_future(pooled.ready))
+                with self._changed:
+                    if pooled.state == "ready" and not pooled.leaving:
+                        return self._lend(pooled)
+            finally:
+                with self._changed:
+                    pooled.waiters -= 1
+                    self._changed.notify_all()
+
+    def release(self, pooled: PooledModel) -> None:
+        """Give back what ``ready`` or ``acquire`` lent."""
+        with self._changed:
+            pooled.leases -= 1
+            pooled.used_at = time.monotonic()
+            self._changed.notify_all()
+
+    async def load(self, model_id: str, quantization: str = "", device: str = "") -> AsyncIterator[dict[str, Any]]:
+        """Load a model, telling of each change {stage, done, total}, then its row. Raises as loading does."""
+        pooled, told = self.request(model_id, quantization, device), None
+        coming = asyncio.shield(asyncio.wrap_future(pooled.ready))  # who goes away does not end it for others
+        try:
+            while not coming.done():
+                now = {"stage": pooled.stage, "done": pooled.done, "total": pooled.total}
+                if now != told:
+                    told = now
+                    yield now
+                await asyncio.wait([coming], timeout=0.1)
+            await coming
+        finally:
+            coming.cancel()
+        yield pooled.row()
+
+    def pin(self, model_id: str, pinned: bool = True) -> dict[str, Any]:
+        """Keep a model in memory whatever happens, or no longer. Raises NotFound."""
+        with self._changed:
+            pooled = self._there(model_id)
+            pooled.pinned = pinned
+            if pinned and pooled.state == "parked":
+                self._comeback(pooled)
+            self._changed.notify_all()
+            return pooled.row()
+
+    # Going
 
     def unload(self, model_id: str) -> dict[str, int]:
-        """Drop a model and its engine; ends its running answers. Raises NotFound."""
-        with self._lock:
-            pooled = self._models.pop(model_id, None)
-        if pooled is None:
-            raise NotFound(f"{model_id} is not loaded.")
-        before = pooled.loaded.memory_bytes if pooled.loaded else 0
+        """Drop a model and its engine; ends its answers, or its loading. Gives the process's memory in bytes.
+
+        Raises NotFound.
+        """
+        with self._changed:
+            pooled = self._there(model_id)
+            del self._models[pooled.id]
+        before = self._held(pooled)
         self._release(pooled)
-        return {"memory_before": before, "memory_after": 0}
+        return {"memory_before": before, "memory_after": self._held(pooled)}
+
+    def delete(self, model_id: str) -> int:
+        """Delete the files that were downloaded or converted for a model; gives the bytes that are free again.
+
+        Raises Conflict while it is loaded, and what ``Catalogue.remove`` raises.
+        """
+        entry = self.catalogue.entry(model_id)
+        with self._changed:
+            there = self._models.get(entry.id)
+            if there is not None and there.state != "failed":
+                raise Conflict(f"{entry.id} is loaded. Unload it first.")
+        return self.catalogue.remove(entry)
+
+    def tidy(self) -> None:
+        """Unload what nobody used for long, and park what has outgrown the memory. Call about once a minute."""
+        now, idle = time.monotonic(), self._budget.idle_seconds
+        with self._changed:
+            old = [
+                p for p in self._models.values() if (p.idle or p.state == "parked") and idle and now - p.used_at > idle
+            ]
+            for pooled in old:
+                del self._models[pooled.id]
+            over = self._used() - self._limit("memory")
+            gone = [*old, *self._park(self._victims(over) or [])] if over > 0 else old
+        for pooled in gone:
+            self._release(pooled)
 
     def close(self) -> None:
         """Unload everything."""
-        with self._lock:
-            models, self._models = list(self._models.values()), {}
+        with self._changed:
+            models, self._models = [*self._models.values()], {}
         for pooled in models:
             self._release(pooled)
 
+    # Inside
+
+    def _there(self, model_id: str) -> PooledModel:
+        if pooled := self._models.get(model_id):
+            return pooled
+        raise NotFound(f"{model_id} is not loaded.")
+
+    def _differs(self, pooled: PooledModel, quantization: str, device: str) -> bool:
+        wanted = device and guess_device(device)
+        is_ = pooled.loaded.device if pooled.loaded else guess_device(pooled.device)
+        return bool(quantization and quantization != pooled.quantization) or bool(wanted and wanted != is_)
+
+    def _lend(self, pooled: PooledModel) -> PooledModel:
+        pooled.leases += 1
+        pooled.used_at = time.monotonic()
+        return pooled
+
+    def _start(self, pooled: PooledModel, old: PooledModel | None = None) -> None:
+        threading.Thread(target=self._bring, args=(pooled, old), name="load", daemon=True).start()
+
+    def _comeback(self, pooled: PooledModel) -> None:
+        """Bring a parked model back: at once where there is room."""
+        self._renew(pooled)
+        pooled.state, pooled.stage, pooled.done, pooled.total = "loading", "Waiting for memory", 0, 0
+        if not self._arriving and self._used() + pooled.bytes <= self._limit("memory"):
+            self._arrive(pooled)
+        else:
+            self._start(pooled)
+
+    def _renew(self, pooled: PooledModel) -> None:
+        if pooled.ready.done():
+            pooled.ready = Future()
+
+    def _arrive(self, pooled: PooledModel) -> None:
+        pooled.reserved, pooled.leaving, pooled.state = 0, False, "ready"
+        pooled.used_at = time.monotonic()
+        pooled.ready.set_result(pooled)
+        self._changed.notify_all()
+
+    def _bring(self, pooled: PooledModel, old: PooledModel | None) -> None:
+        """The loading thread."""
+        if old is not None:
+            self._release(old)
+        failure: LlmsvcError | None = None
+        try:
+            if pooled.engine is None:
+                self._load(pooled)
+            else:
+                self._make_room(pooled, 0)
+                with self._changed:
+                    self._check(pooled)
+                    self._arrive(pooled)
+        except Cancelled:
+            pass
+        except LlmsvcError as error:
+            failure = error.with_traceback(None)  # which would hold what was loaded so far
+        except Exception as error:
+            log.exception("loading %s failed", pooled.id)
+            failure = Unavailable(f"{pooled.id} could not be loaded: {error}")
+        with self._changed:
+            if failure is not None and pooled.state != "unloaded":
+                failure.__cause__ = failure.__context__ = None
+                pooled.error, pooled.state = failure, "failed"
+                pooled.ready.set_exception(failure)
+            pooled.reserved = 0
+            arrived = pooled.state == "ready"
+            self._changed.notify_all()
+        if not arrived:
+            self._drop(pooled)
+        self._tell(pooled)
+
+    def _load(self, pooled: PooledModel) -> None:
+        def progress(stage: str, done: int, total: int) -> None:
+            self._check(pooled)
+            pooled.stage, pooled.done, pooled.total = stage, done, total
+            self._tell(pooled)
+
+        progress("Looking for the files", 0, 0)
+        folder = fetch(self.catalogue, self.catalogue.entry(pooled.id), progress)
+        progress("Starting torch and transformers", 0, 0)
+        from llmsvc.engine import Engine  # torch comes with it, so not before the page is open
+
+        check_folder(folder)
+        expected = self._expected(read(folder), pooled.device, pooled.quantization)
+        self._make_room(pooled, expected.peak_bytes)
+        loaded = load(folder, pooled.device, pooled.quantization, progress, full_weights=self._full_weights)
+        room = self._limit("memory") - self._used() + pooled.reserved - loaded.memory_bytes
+        with self._changed:  # an unload that came meanwhile wins
+            self._check(pooled)
+            pooled.loaded = loaded
+            pooled.engine = Engine(
+                loaded.model,
+                loaded.tokenizer,
+                window=loaded.window,
+                kv_bytes=max(room, 1) if self._budget.memory else 0,
+                compiled=self._compiled,
+            )
+            self._arrive(pooled)
+        gc.freeze()  # a collection that looks at all of torch stops every thread for a quarter of a second
+
+    def _check(self, pooled: PooledModel) -> None:
+        if pooled.state == "unloaded":
+            raise Cancelled
+
+    def _expected(self, contents: Contents, device: str, quantization: str, context: int = 0) -> ModelForecast:
+        return forecast(contents, plan(contents, guess_device(device), quantization, self._full_weights), context)
+
+    def _make_room(self, pooled: PooledModel, needed: int) -> None:
+        """Wait until ``needed`` bytes, or what the model has already, are free for it; park others.
+
+        Raises Unavailable when it can never have them, Cancelled when it is not wanted any more.
+        """
+        since = time.monotonic()
+        with self._changed:
+            self._arriving.append(pooled)
+            try:
+                while (gone := self._took_room(pooled, needed, since)) is None:
+                    if pooled.stage != "Waiting for memory":
+                        pooled.stage, pooled.done, pooled.total = "Waiting for memory", 0, 0
+                        self._tell(pooled)
+                    self._changed.wait(0.2)
+                    self._check(pooled)
+            finally:
+                self._arriving.remove(pooled)
+                if not self._arriving:
+                    self._stay()
+                self._changed.notify_all()
+        for dropped in gone:
+            self._release(dropped)
+
+    def _took_room(self, pooled: PooledModel, needed: int, since: float) -> builtins.list[PooledModel] | None:
+        """None while there is no room; else it is reserved, and what had to go for it is to be released."""
+        needed, limit = max(needed, pooled.bytes), self._limit("memory")
+        pinned = sum(p.bytes for p in self._models.values() if p.pinned and p is not pooled and p.state == "ready")
+        if needed > limit - pinned:
+            raise Unavailable(
+                f"{pooled.id} needs {_size(needed)}, but models may take {_size(limit)} here"
+                + (f", of which pinned ones have {_size(pinned)}" if pinned else "")
+                + ". Choose a smaller model, int8 or nf4, or start with more --memory."
+            )
+        if self._arriving[0] is not pooled:  # in the order in which they were asked for
+            return None
+        others = self._used()
+        victims = self._victims(others + needed - limit, keep=pooled.id)
+        if victims is None:
+            if time.monotonic() - since > PATIENCE_SECONDS:
+                self._send_away(others + needed - limit)
+            return None
+        pooled.reserved = needed
+        return self._park(victims) + self._free_host(pooled, needed)
+
+    def _victims(self, missing: int, keep: str = "") -> builtins.list[PooledModel] | None:
+        """The idle models that have to go for ``missing`` bytes, or None when that is not enough."""
+        found: builtins.list[PooledModel] = []
+        idle = (p for p in self._models.values() if p.idle and p.id != keep)
+        for pooled in sorted(idle, key=lambda p: p.used_at):
+            if missing <= 0:
+                break
+            missing -= pooled.bytes
+            found.append(pooled)
+        return None if missing > 0 else found
+
+    def _send_away(self, missing: int) -> None:
+        """Give no new turns to as many models as have to go, those used longest ago first."""
+        there = [
+            p for p in self._models.values() if p.state == "ready" and not p.pinned and (p.leaving or not p.waiters)
+        ]
+        for pooled in sorted(there, key=lambda p: (not p.leaving, p.used_at)):
+            if missing <= 0:
+                return
+            missing -= pooled.bytes
+            if not pooled.leaving:
+                pooled.leaving = True
+                self._renew(pooled)
+
+    def _stay(self) -> None:
+        """Nobody needs the room of those any more that were to leave."""
+        for pooled in self._models.values():
+            if pooled.state == "ready" and pooled.leaving:
+                pooled.leaving = False
+                pooled.ready.set_result(pooled)
+
+    def _park(self, models: builtins.list[PooledModel]) -> builtins.list[PooledModel]:
+        """Park what stays on the host. Gives what is to be released: that on a GPU, and what was parked for longest."""
+        gone = []
+        for pooled in models:
+            waited_for = pooled.waiters > 0
+            pooled.leaving, pooled.state = False, "parked"
+            self._tell(pooled)
+            if pooled.loaded and pooled.loaded.device != "cpu":
+                gone.append(pooled)
+            elif waited_for:  # by those who came while it was leaving
+                self._comeback(pooled)
+        parked = sorted((p for p in self._models.values() if p.state == "parked"), key=lambda p: p.used_at)
+        parked = [p for p in parked if p not in gone]
+        while parked and sum(p.bytes for p in parked) > self._limit("parked"):
+            gone.append(parked.pop(0))
+        for pooled in gone:
+            del self._models[pooled.id]
+        return gone
+
+    def _free_host(self, pooled: PooledModel, needed: int) -> builtins.list[PooledModel]:
+        """What was parked for longest goes when the machine itself runs out of memory."""
+        device = guess_device(pooled.device)
+        missing = needed - (pooled.bytes if pooled.engine else 0) - memory.free_bytes(device)
+        gone = []
+        for parked in sorted((p for p in self._models.values() if p.state == "parked"), key=lambda p: p.used_at):
+            if missing > 0 and device == "cpu":
+                missing -= parked.bytes
+                gone.append(self._models.pop(parked.id))
+        return gone
+
+    def _used(self, kind: str = "serving") -> int:
+        return sum(p.bytes for p in self._models.values() if p.aside is (kind == "parked"))
+
+    def _limit(self, kind: str) -> int:
+        if given := getattr(self._budget, kind):
+            return int(given)
+        device, share = ("cpu", 0.15) if kind == "parked" else (guess_device(self._device), 0.8)
+        if (kind, device) not in self._limits:
+            self._limits[kind, device] = int(share * memory.free_bytes(device))
+        return self._limits[kind, device]
+
+    def _held(self, pooled: PooledModel) -> int:
+        """What the process has in memory, on the device of this model."""
+        device = guess_device(pooled.device)
+        return memory.resident_bytes() if device == "cpu" else memory.device_bytes(device)
+
     def _release(self, pooled: PooledModel) -> None:
-        with self._lock:
+        """Free a model that the pool does not have any more."""
+        with self._changed:
+            loading = pooled.state == "loading"
             pooled.state = "unloaded"
             if not pooled.ready.done():
                 error = Unavailable(f"{pooled.id} was unloaded. Send the message again to load it.")
                 pooled.ready.set_exception(error)
-        if pooled.engine is not None:
-            pooled.engine.close()
-        pooled.engine = pooled.loaded = None
+            self._changed.notify_all()
+        if not loading:
+            self._drop(pooled)
+
+    def _drop(self, pooled: PooledModel) -> None:
+        """Free the memory."""
+        engine, pooled.engine, pooled.loaded = pooled.engine, None, None
+        if engine is not None:
+            engine.close()
+        del engine
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-
-    def _load(self, pooled: PooledModel) -> None:
-        def progress(stage: str, done: int, total: int) -> None:
-            if pooled.state == "unloaded":
-                raise _Cancelled
-            pooled.stage, pooled.done, pooled.total = stage, done, total
-            self._tell(pooled)
-
-        try:
-            folder = fetch(self.catalogue, self.catalogue.entry(pooled.id), progress)
-            from llmsvc.engine import Engine  # torch comes with it, so not before the page is open
-
-            loaded = load(folder, pooled.device, pooled.quantization, progress, full_weights=self._full_weights)
-            with self._lock:  # an unload that came meanwhile wins
-                if pooled.state == "unloaded":
-                    return
-                pooled.loaded = loaded
-                pooled.engine = Engine(loaded.model, loaded.tokenizer, window=loaded.window, compiled=self._compiled)
-                pooled.state = "ready"
-                pooled.ready.set_result(pooled)
-            gc.freeze()  # a collection that looks at all of torch stops every thread for a quarter of a second
-        except _Cancelled:
-            return
-        except Exception as error:
-            if not isinstance(error, LlmsvcError):
-                log.exception("loading %s failed", pooled.id)
-                error = Unavailable(f"{pooled.id} could not be loaded: {error}")
-            with self._lock:
-                if pooled.state == "unloaded":
-                    return
-                pooled.error, pooled.state = error, "failed"
-                pooled.ready.set_exception(error)
-        self._tell(pooled)
+        memory.give_back()
 
     def _tell(self, pooled: PooledModel) -> None:
         for listener in self._listeners:
             listener(pooled)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

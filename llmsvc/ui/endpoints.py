@@ -263,4 +263,47 @@ def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         with shown_errors():
             return service.pool.list()
 
-    return {"model_catalog": model_catalog, "model_list": model_list}
+    def model_forecast(request: gr.Request, model: str, quantization: str = "none", context: int = 0) -> dict[str, Any]:
+        """What a model would take, and whether that fits, without loading it.
+
+        Gives weights_bytes, kv_bytes_per_token, load_peak_bytes, peak_bytes (the most while it loads, or with a chat of
+        ``context`` tokens), free_bytes, fits, and the idle models that would go (evicts).
+        """
+        with shown_errors():
+            service.check_model(caller_of(request), model)
+            return service.pool.forecast(model, quantization, context)
+
+    async def model_load(
+        request: gr.Request, model: str, quantization: str = "none", device: str = "auto"
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Load a model; streams {stage, done, total}, then the model's row as in model_list.
+
+        Going away does not end it; model_unload does.
+        """
+        with shown_errors():
+            admin_only(request)
+            async for row in service.pool.load(model, quantization, device):
+                yield row
+
+    model_load.__annotations__["return"] = dict[str, Any]
+
+    def model_unload(request: gr.Request, model: str) -> dict[str, int]:
+        """Unload a model, or end its loading; gives the memory of the process, in bytes, before and after."""
+        with shown_errors():
+            admin_only(request)
+            return service.pool.unload(service.catalogue.entry(model).id)
+
+    def model_pin(request: gr.Request, model: str, pinned: bool = True) -> dict[str, Any]:
+        """Keep a loaded model in memory until it is unloaded, or no longer; gives its row."""
+        with shown_errors():
+            admin_only(request)
+            return service.pool.pin(service.catalogue.entry(model).id, pinned)
+
+    def model_delete(request: gr.Request, model: str) -> dict[str, int]:
+        """Delete the files that were downloaded or converted for a model; gives freed_bytes."""
+        with shown_errors():
+            admin_only(request)
+            return {"freed_bytes": service.pool.delete(model)}
+
+    made = (model_catalog, model_list, model_forecast, model_load, model_unload, model_pin, model_delete)
+    return {function.__name__: function for function in made}

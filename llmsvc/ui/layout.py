@@ -24,7 +24,7 @@ class Layout:
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat", elem_id="tab-chat"):
                 self._chat()
-            with gr.Tab("Models", id="models", elem_id="tab-models"):
+            with gr.Tab("Models", id="models", elem_id="tab-models") as self.models_tab:
                 self._models()
             with gr.Tab("Files", id="files", elem_id="tab-files"):
                 self._files()
@@ -51,7 +51,7 @@ class Layout:
             self.undo = gr.Button(visible=False, elem_id="undo")
 
     def _chat(self) -> None:
-        self.chip = gr.HTML(elem_id="chip", apply_default_css=False)
+        self.chip = gr.HTML(elem_id="chip", js_on_load=models.JS, apply_default_css=False)
         look: dict[str, Any] = {
             "show_label": False,
             "container": False,
@@ -100,17 +100,20 @@ class Layout:
         self.table = gr.HTML(elem_id="model-list", js_on_load=models.JS, apply_default_css=False)
         with gr.Row(elem_id="load-row"):
             self.choice = gr.Dropdown(
-                choices=[row["id"] for row in self._service.catalogue.list()],
+                choices=models.choices(self._service.catalogue.list()),
                 value=self._service.default_model,
                 allow_custom_value=True,
                 label="Load a model",
-                info="One from the list, any Hugging Face id, or a folder with safetensors",
+                info="One from the list, any Hugging Face id, a folder with safetensors, or a GGUF file",
                 scale=4,
             )
             self.quantization = gr.Dropdown(
                 ["none", "int8", "nf4"], value="none", label="Quantization", info="bitsandbytes", scale=1
             )
-        self.load = gr.Button("Load", variant="primary", elem_id="load-model")
+        self.forecast = gr.HTML(elem_id="forecast", apply_default_css=False)
+        with gr.Row(elem_id="load-buttons"):
+            self.load = gr.Button("Load", variant="primary", elem_id="load-model", scale=4)
+            self.delete = gr.Button("Delete its files", elem_id="delete-model", scale=1)
 
 
 def _knobs() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the page says of models: the chip above the chat and the list in the Models tab."""
+"""What the page says of models: the chip above the chat, and the Models tab."""
 
 from html import escape
 from typing import Any
@@ -6,58 +6,122 @@ from typing import Any
 JS = """
 element.addEventListener('click', (e) => {
   const button = e.target.closest('[data-act]');
-  if (button) trigger('select', {action: button.dataset.act, id: button.dataset.id});
+  if (!button) return;
+  button.closest('details')?.removeAttribute('open');
+  if (button.dataset.act === 'tab') return document.querySelector('[role=tab]:nth-of-type(2)')?.click();
+  trigger('select', {action: button.dataset.act, id: button.dataset.id});
 });
 """
+_MOST_CHOICES = 8
 
 
 def chip(model_id: str, rows: list[dict[str, Any]]) -> str:
-    """State of the model that the open chat uses."""
+    """State of the model that the open chat uses, and the other loaded ones to switch to."""
     row = next((r for r in rows if r["id"] == model_id), None)
+    state, detail = _state(row)
     name = escape(_short(model_id))
+    others = [r for r in rows if r["id"] != model_id and r["state"] in ("ready", "parked")][:_MOST_CHOICES]
+    shown = f'<i></i><b>{name}</b><span role="status">{escape(detail)}</span>'
+    choices = "".join(_button("use", _short(r["id"]), r["id"]) for r in others)
+    eject = _button("unload", "Unload", model_id) if row and row["state"] in ("ready", "parked") else ""
+    menu = f'{choices}{eject}<button data-act="tab">More models…</button>'
+    return f'<details class="chip {state}"><summary>{shown}</summary><menu>{menu}</menu></details>'
+
+
+def _state(row: dict[str, Any] | None) -> tuple[str, str]:
     if row is None:
-        return _chip("idle", name, "loads when you send a message")
+        return "idle", "loads when you send a message"
     if row["state"] == "ready":
         detail = f"{row['dtype']} · {size(row['memory_bytes'])} · {row['device']} · ready"
-        if row["plain_template"]:
-            detail += " · base model, plain template"
-        return _chip("ready", name, detail)
+        return "ready", detail + (" · base model, plain template" if row["plain_template"] else "")
     if row["state"] == "failed":
-        return _chip("failed", name, row["error"])
-    return _chip("loading", name, f"{row['stage']}{_percent(row)}")
+        return "failed", row["error"]
+    if row["state"] == "parked":
+        return "parked", "parked · comes back when you send a message"
+    return "loading", f"{row['stage']}{_percent(row)}"
 
 
-def _chip(state: str, name: str, detail: str) -> str:
-    return f'<div class="chip {state}" role="status"><i></i><b>{name}</b><span>{escape(detail)}</span></div>'
-
-
-def model_table(loaded: list[dict[str, Any]], current: str) -> str:
-    """The loaded models with their actions."""
+def model_table(loaded: list[dict[str, Any]], current: str, usage: dict[str, int]) -> str:
+    """The memory that models take, and the loaded ones with their actions."""
+    meter = _meter("In memory", usage["used"], usage["limit"])
+    if usage["parked"]:
+        meter += _meter("Parked", usage["parked"], usage["parked_limit"])
     if not loaded:
-        return '<p class="empty">No model is loaded. Choose one below and press Load.</p>'
-    return f'<div class="models">{"".join(_card(row, row["id"] == current) for row in loaded)}</div>'
+        return f'{meter}<p class="empty">No model is loaded. Choose one below and press Load.</p>'
+    return f'{meter}<div class="models">{"".join(_card(row, row["id"] == current) for row in loaded)}</div>'
+
+
+def _meter(label: str, used: int, limit: int) -> str:
+    width = min(100, 100 * used // (limit or 1))
+    return (
+        f'<div class="meter"><span>{label}</span><div class="bar"><i style="width:{width}%"></i></div>'
+        f"<span>{size(used)} of {size(limit)}</span></div>"
+    )
 
 
 def _card(row: dict[str, Any], current: bool) -> str:
     name, state = escape(row["id"], quote=True), escape(row["state"])
-    facts = [row["device"], row["dtype"], size(row["memory_bytes"]) if row["memory_bytes"] else ""]
-    facts += [f"{row['context']:,} tokens of context" if row["context"] else ""]
-    facts += [f"{row['running']} running" if row["running"] else "", f"{row['queued']} queued" if row["queued"] else ""]
-    detail = " · ".join(escape(f) for f in facts if f) if row["state"] == "ready" else ""
+    detail, buttons = "", []
+    if row["state"] in ("ready", "parked"):
+        rate = f"{row['tokens_per_second']:.0f} tokens/s" if row["tokens_per_second"] else ""
+        facts = [row["device"], row["dtype"], size(row["memory_bytes"])]
+        facts += [f"{size(row['kv_bytes'])} of chats" if row["kv_bytes"] > 10**6 else ""]
+        facts += [f"{row['context']:,} tokens of context", "pinned" if row["pinned"] else ""]
+        facts += [f"{row['running']} running" if row["running"] else "", rate if row["running"] else ""]
+        facts += [f"{row['queued']} queued" if row["queued"] else ""]
+        detail = " · ".join(escape(f) for f in facts if f)
+        buttons.append(_button("unpin", "Unpin", name) if row["pinned"] else _button("pin", "Pin", name))
     if row["state"] == "loading":
         width = 100 * row["done"] // row["total"] if row["total"] else 0
-        detail = f'{escape(row["stage"])}{_percent(row)}<div class="bar"><i style="width:{width}%"></i></div>'
+        detail = (
+            f'{escape(row["stage"])}{_percent(row)}{_bytes(row)}<div class="bar"><i style="width:{width}%"></i></div>'
+        )
     if row["state"] == "failed":
         detail = escape(row["error"])
-    use = (
-        "<em>used in this chat</em>"
-        if current
-        else f'<button data-act="use" data-id="{name}">Use in this chat</button>'
-    )
+    use = "<em>used in this chat</em>" if current else _button("use", "Use in this chat", name)
+    last = {"loading": "Cancel", "failed": "Dismiss"}.get(row["state"], "Unload")
     return (
         f'<div class="card {state}"><div><b>{name}</b><span class="state">{state}</span><p>{detail}</p></div>'
-        f'<div class="actions">{use}<button data-act="unload" data-id="{name}">Unload</button></div></div>'
+        f'<div class="actions">{use}{"".join(buttons)}{_button("unload", last, name)}</div></div>'
     )
+
+
+def _button(action: str, label: str, model_id: str) -> str:
+    return f'<button data-act="{action}" data-id="{escape(model_id, quote=True)}">{escape(label)}</button>'
+
+
+def forecast(row: dict[str, Any]) -> str:
+    """What a model would take, as a bar against what is free."""
+    whole = max(row["free_bytes"], row["peak_bytes"], 1)
+    share = {name: 100 * row[name] / whole for name in ("weights_bytes", "peak_bytes", "free_bytes")}
+    kv = size(1000 * row["kv_bytes_per_token"])
+    verdict = "It fits." if row["fits"] else "It does not fit. Choose a smaller model, int8 or nf4, or unload others."
+    if row["evicts"]:
+        verdict = f"It fits once {', '.join(_short(i) for i in row['evicts'])} made room, which happens by itself."
+    return (
+        f'<div class="forecast {"fits" if row["fits"] else "over"}"><div class="bar">'
+        f'<u style="width:{share["peak_bytes"]:.1f}%"></u><i style="width:{share["weights_bytes"]:.1f}%"></i>'
+        f'<s style="left:min({share["free_bytes"]:.1f}%, calc(100% - 2px))"></s></div>'
+        f"<p>{size(row['weights_bytes'])} of weights, {kv} for each 1,000 tokens of a chat, at most "
+        f"{size(row['peak_bytes'])} · {size(row['free_bytes'])} free. <b>{escape(verdict)}</b></p></div>"
+    )
+
+
+def refusal(text: str) -> str:
+    """Why there is no forecast."""
+    return f'<div class="forecast over"><p>{escape(text)}</p></div>'
+
+
+def choices(catalogue: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """What can be loaded, with its size, as label and value."""
+    return [
+        (f"{row['id']} ({size(row['bytes']) + ', ' if row['bytes'] else ''}{_where(row)})", row["id"])
+        for row in catalogue
+    ]
+
+
+def _where(row: dict[str, Any]) -> str:
+    return "on this machine" if row["local"] else "to be downloaded"
 
 
 def size(count: int) -> str:
@@ -71,3 +135,7 @@ def _short(model_id: str) -> str:
 
 def _percent(row: dict[str, Any]) -> str:
     return f" {100 * row['done'] // row['total']} %" if row["total"] > 10 else ""
+
+
+def _bytes(row: dict[str, Any]) -> str:
+    return f", {size(row['done'])} of {size(row['total'])}" if row["total"] > 10**6 else ""

@@ -100,7 +100,25 @@ class Page:
         on.earlier.click(self.on_earlier, [on.saved], **quick)
         on.query.change(self.on_search, [on.saved, on.query], **quick)
         on.table.select(self.on_model, [on.saved], **quick)
+        on.chip.select(self.on_model, [on.saved], **quick)
         on.load.click(self.on_load_model, [on.choice, on.quantization], None, queue=False, **private)
+        on.models_tab.select(self.on_models_shown, None, [on.choice], queue=False, **private)
+        gr.on(
+            [on.models_tab.select, on.choice.change, on.quantization.change],
+            self.on_forecast,
+            [on.choice, on.quantization],
+            [on.forecast],
+            queue=False,
+            **private,
+        )
+        on.delete.click(
+            self.on_delete_model,
+            [on.choice],
+            [on.choice],
+            js="(id) => confirm('Delete the files of ' + id + ' from this machine?') ? [id] : ['']",
+            queue=False,
+            **private,
+        )
         # The running answer comes to the browser as server-sent events: Gradio's own stream costs ten times as much,
         # and an answer must survive a cut of it.
         on.go.change(None, [on.go], None, js="(go) => { window.llmsvcWatch(go) }", **private)
@@ -146,7 +164,7 @@ class Page:
         rows = service.pool.list()
         model = service.sessions.row(owner, here)["model"] if here else service.default_model
         listed = await asyncio.to_thread(self._list, owner, tab, query)
-        news = View(chip=models.chip(model, rows), table=models.model_table(rows, model), list=listed)
+        news = View(chip=models.chip(model, rows), table=self._table(rows, model), list=listed)
         news = news.over(self._files(tab, here))
         if tab.missed > 1:
             tab.mounted = ()
@@ -259,18 +277,22 @@ class Page:
         return self._show(tab.session_id, request, "\n".join(note)).values()
 
     async def on_model(self, saved: str, event: gr.EventData, request: gr.Request) -> Values:
-        """Use a model in this chat, or unload it."""
+        """Use a model in this chat, pin it, or unload it."""
         owner, tab, model_id = owner_of(request), self._tab(request, saved), str(event.id)
         with shown_errors():
             if event.action == "unload":
                 admin_only(request)
                 await asyncio.to_thread(self._service.pool.unload, model_id)
                 return View().values()
+            if event.action in ("pin", "unpin"):
+                admin_only(request)
+                self._service.pool.pin(model_id, event.action == "pin")
+                return View().values()
             await asyncio.to_thread(self._service.check_model, caller_of(request), model_id)
             session_id = self._here(owner, tab.session_id) or self._new_session(owner, tab)
             self._service.sessions.set_model(owner, session_id, model_id)
         rows = self._service.pool.list()
-        return View(table=models.model_table(rows, model_id)).over(self._show(session_id, request)).values()
+        return View(table=self._table(rows, model_id)).over(self._show(session_id, request)).values()
 
     async def on_stop(self, saved: str, request: gr.Request) -> Values:
         try:
@@ -297,6 +319,28 @@ class Page:
         with shown_errors():
             admin_only(request)
             self._service.pool.request((model_id or "").strip(), quantization)
+
+    async def on_models_shown(self) -> Any:
+        listed = await asyncio.to_thread(self._service.catalogue.list)
+        return gr.update(choices=models.choices(listed))
+
+    async def on_forecast(self, model_id: str, quantization: str) -> str:
+        """What the chosen model would take; what is wrong with it stands in its place."""
+        try:
+            row = await asyncio.to_thread(self._service.pool.forecast, (model_id or "").strip(), quantization)
+        except LlmsvcError as error:
+            return models.refusal(str(error))
+        return models.forecast(row)
+
+    async def on_delete_model(self, model_id: str, request: gr.Request) -> Any:
+        """Delete the files of the chosen model; nothing when it was not confirmed."""
+        if not model_id:
+            return gr.skip()
+        with shown_errors():
+            admin_only(request)
+            freed = await asyncio.to_thread(self._service.pool.delete, model_id.strip())
+        gr.Info(f"{models.size(freed)} are free again.")
+        return await self.on_models_shown()
 
     # Settings: of all chats, and of the one that is open
 
@@ -338,6 +382,9 @@ class Page:
         return save
 
     # What is on the screen
+
+    def _table(self, rows: list[dict[str, Any]], model: str) -> str:
+        return models.model_table(rows, model, self._service.pool.usage())
 
     def _tab(self, request: gr.Request, saved: str) -> Tab:
         """This tab. One that the server does not know, since it was started again, shows what the page says."""

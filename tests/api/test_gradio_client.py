@@ -135,7 +135,7 @@ def test_search_finds_words_of_messages(client, session) -> None:
         ("/chat", ["{session}", "word " * 9000], "9,0.. tokens, but the model reads at most 8,192"),
         ("/chat", ["nonsense", "Hello"], "no such chat"),
         ("/chat", ["{session}", "Hello", "not a model"], "no model id"),
-        ("/chat", ["{session}", "Hello", "/no/such/folder"], "no folder"),
+        ("/chat", ["{session}", "Hello", "/no/such/folder"], "There is no /no/such/folder"),
         ("/chat", ["{session}", "Hello", "nobody/nothing-at-all"], "nobody/nothing-at-all"),
         ("/chat", ["{session}", "Hello", "", -1], "temperature must be between"),
         ("/chat", ["{session}", "Hello", "", "hot"], "temperature must be a number"),
@@ -206,7 +206,8 @@ def test_the_api_lists_the_contract(client) -> None:
     named = set(client.view_api(return_format="dict")["named_endpoints"])
     sessions = {f"/session_{n}" for n in ("create", "list", "get", "rename", "delete", "restore", "export", "import")}
     files = {f"/file_{n}" for n in ("upload", "list", "get", "remove", "retry")}
-    assert named == sessions | files | {
+    models = {f"/model_{n}" for n in ("catalog", "list", "forecast", "load", "unload", "pin", "delete")}
+    assert named == sessions | files | models | {
         "/chat",
         "/attach",
         "/continue",
@@ -220,6 +221,4 @@ def test_the_api_lists_the_contract(client) -> None:
         "/session_settings",
         "/settings_get",
         "/settings_set",
-        "/model_catalog",
-        "/model_list",
     }

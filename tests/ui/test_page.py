@@ -424,6 +424,69 @@ def test_models_tab_shows_loads_and_says_what_failed(page: Page) -> None:
     expect(failed).to_have_count(0)
 
 
+@pytest.fixture(scope="module")
+def second_model(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    """A small one with random weights, in a folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("folders") / "second-model"
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"vocab_size": len(tokenizer), "eos_token_id": 2, "pad_token_id": 2}
+    LlamaForCausalLM(LlamaConfig(**shape, **tokens, max_position_embeddings=1024)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def choose(page: Page, model: str) -> None:
+    page.get_by_role("tab", name="Models").click()
+    choice = page.get_by_label("Load a model")
+    choice.fill(model)
+    choice.press("Enter")
+
+
+def test_a_second_model_is_forecast_loaded_used_pinned_and_ejected(page: Page, second_model: Path) -> None:
+    send(page, "What is the capital of France?")
+    answered(page)
+    choose(page, str(second_model))
+    expect(page.locator("#forecast")).to_contain_text("It fits.")
+    page.click("#load-model")
+    card = page.locator("#model-list .card", has_text="second-model")
+    expect(card).to_have_class(re.compile("ready"), timeout=60_000)
+    expect(page.locator("#model-list .meter")).to_contain_text("GB")
+    card.get_by_role("button", name="Pin").click()
+    expect(card).to_contain_text("pinned")
+    page.screenshot(path=SHOTS / "models.png")
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.screenshot(path=SHOTS / "models-phone.png")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1360, "height": 860})
+    page.get_by_role("tab", name="Chat").click()
+    page.locator("#chip summary").click()
+    page.screenshot(path=SHOTS / "chip.png")
+    page.locator("#chip menu button", has_text="second-model").click()
+    expect(page.locator("#chip summary")).to_contain_text("second-model")
+    send(page, "And of Italy?")
+    answered(page)
+    assert len(texts(page)) == 4
+    page.locator("#chip summary").click()
+    page.locator("#chip menu button", has_text="SmolLM2").click()
+    expect(page.locator("#chip summary")).to_contain_text("SmolLM2")
+    page.get_by_role("tab", name="Models").click()
+    card.get_by_role("button", name="Unload").click()
+    expect(card).to_have_count(0)
+
+
+def test_the_forecast_says_why_a_model_cannot_be_loaded(page: Page, tmp_path: Path) -> None:
+    for given, said in (
+        ("nobody/no-such-model", "not on this machine"),
+        (str(tmp_path), "no config.json"),
+        ("/nowhere", "There is no /nowhere"),
+        ("what?", "is no model id"),
+    ):
+        choose(page, given)
+        expect(page.locator("#forecast")).to_contain_text(said)
+
+
 def test_settings_are_kept(page: Page) -> None:
     page.get_by_role("tab", name="Settings").click()
     box = page.locator("#tab-settings").get_by_label("System prompt")

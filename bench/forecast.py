@@ -1,0 +1,123 @@
+"""How far forecasts are from what loading takes: ``python -m bench.forecast [--cells 40]``.
+
+Models of random shapes from tiny to 1B parameters, each loaded in a process of its own, which says what its tensors
+and its KV cache hold, and what it had in memory at most while it loaded.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path += [str(ROOT), str(ROOT / "tests" / "models")]
+
+from llmsvc.models.forecast import forecast, plan  # noqa: E402
+from llmsvc.models.headers import read  # noqa: E402
+from llmsvc.models.memory import resident_bytes  # noqa: E402
+
+KINDS = (("none", False), ("none", True), ("int8", False), ("nf4", False))
+FAST = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "mistral", "mixtral", "phi", "phi3", "gpt2", "gpt-neox")
+
+
+def measure(folder: Path, quantization: str, full: bool, context: int) -> None:
+    """In the child: load, cache, and print the bytes."""
+    import torch
+
+    from llmsvc.engine.runner import Runner
+    from llmsvc.models.loader import load
+
+    torch.nn.Linear(8, 8)(torch.ones(1, 8))
+    import bitsandbytes  # noqa: F401
+    import transformers  # noqa: F401
+
+    before, peak, over = resident_bytes(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.002):
+            peak = max(peak, resident_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    loaded = load(folder, "cpu", quantization, lambda *_: None, full_weights=full)
+    over.set()
+    thread.join()
+    runner = Runner(loaded.model, 1, context)
+    runner.prefill(0, list(range(3, 3 + 64)), 0)
+    kv = sum(x[0, :, :64].nbytes for layer in runner._cache.used() for x in (layer.keys, layer.values))
+    print(json.dumps({"weights": loaded.memory_bytes, "kv": kv // 64, "peak": peak - before}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cells", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--child", nargs=4)
+    arguments = parser.parse_args()
+    if arguments.child:
+        folder, quantization, full, context = arguments.child
+        measure(Path(folder), quantization, full == "True", int(context))
+        return
+    import random_models
+    from transformers import AutoTokenizer
+
+    from llmsvc.models.catalogue import SMOLLM2, Catalogue
+    from llmsvc.models.download import fetch
+
+    dice, rows = random.Random(arguments.seed), []
+    with tempfile.TemporaryDirectory() as work:
+        embedded = fetch(Catalogue(Path(work) / "models"), SMOLLM2, lambda *_: None)
+        tokenizer = AutoTokenizer.from_pretrained(embedded)
+        for cell in range(arguments.cells):
+            name, (quantization, full) = dice.choice(FAST), KINDS[cell % len(KINDS)]
+            wide = dice.choice([1, 1, 2, 4, 8, 12]) if cell % 8 else 16
+            made = random_models.config(name, dice, vocabulary=dice.choice([4_000, 32_000]), wide=wide)
+            context = dice.choice([64, 512, 4096, 32_768])
+            folder = random_models.save(made, Path(work) / "model", tokenizer)
+            started = time.perf_counter()
+            contents = read(folder)
+            expected = forecast(contents, plan(contents, "cpu", quantization, full), context)
+            seconds = time.perf_counter() - started
+            command = [sys.executable, "-m", "bench.forecast", "--child", str(folder), quantization, str(full), "1024"]
+            found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+            size = sum(tensor.count for tensor in contents.tensors) / 1e6
+            said, is_ = (
+                expected.weights_bytes + context * expected.kv_bytes_per_token,
+                found["weights"] + context * found["kv"],
+            )
+            rows.append(
+                {
+                    "architecture": name,
+                    "parameters_m": round(size, 1),
+                    "quantization": "full" if full else quantization,
+                    "context": context,
+                    "error": abs(said - is_) / is_,
+                    "peak_error": (expected.load_peak_bytes - found["peak"]) / found["peak"],
+                    "peak_mb": found["peak"] / 1e6,
+                    "ms": 1000 * seconds,
+                }
+            )
+            print(
+                f"{name:10} {size:7.1f} M  {rows[-1]['quantization']:5} {context:6} tokens  "
+                f"error {100 * rows[-1]['error']:5.2f} %  peak {found['peak'] / 1e6:7.0f} MB, "
+                f"forecast {expected.load_peak_bytes / 1e6:7.0f} MB  {1000 * seconds:5.1f} ms",
+                flush=True,
+            )
+    errors, times = sorted(row["error"] for row in rows), sorted(row["ms"] for row in rows)
+    p95 = int(0.95 * (len(rows) - 1))
+    summary = {"median": statistics.median(errors), "p95": errors[p95], "worst": errors[-1], "slowest_ms": times[-1]}
+    print({name: round(value, 4) for name, value in summary.items()})
+    results = ROOT / "bench" / "results"
+    results.mkdir(exist_ok=True)
+    (results / "forecast.json").write_text(json.dumps({"summary": summary, "cells": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What is in a model's files, read from their headers alone: no weights, no torch, a few milliseconds."""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from llmsvc.errors import BadRequest
+
+_MOST_HEADER = 100_000_000
+"""Bytes, as the safetensors format has it (https://huggingface.co/docs/safetensors)."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file. ``floating``: whether loading turns it into the type that the model computes in."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+    floating: bool = True
+
+    @property
+    def count(self) -> int:
+        product = 1
+        for size in self.shape:
+            product *= size
+        return product
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A model's configuration, in the words of transformers, and its tensors."""
+
+    config: dict[str, Any]
+    tensors: tuple[TensorInfo, ...]
+    packed: bool = False
+    """In a GGUF file, which is unpacked to safetensors once."""
+
+
+def read(path: Path) -> Contents:
+    """The contents of a folder with safetensors, or of a GGUF file. Raises BadRequest."""
+    try:
+        return _gguf(path) if path.is_file() else Contents(text_config(path), _folder(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, OverflowError) as error:
+        raise BadRequest(f"{path.name} is damaged or incomplete ({error}). Download it again.") from None
+
+
+def text_config(folder: Path) -> dict[str, Any]:
+    """The part of config.json that describes the language model."""
+    config = json.loads((folder / "config.json").read_text())
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else dict(config)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that loading reads: one, or those that the index names."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if (index := folder / "model.safetensors.index.json").is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _folder(folder: Path) -> tuple[TensorInfo, ...]:
+    return tuple(tensor for file in weight_files(folder) for tensor in _safetensors(file))
+
+
+def _safetensors(path: Path) -> list[TensorInfo]:
+    with path.open("rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        if size > _MOST_HEADER:
+            raise ValueError("its header is too long")
+        header = json.loads(file.read(size))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no table")
+    return [
+        made(name, entry["dtype"], entry["shape"], entry["data_offsets"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]
+
+
+def made(name: str, dtype: str, shape: Sequence[int], offsets: Sequence[int]) -> TensorInfo:
+    """A tensor as a safetensors header describes it."""
+    return TensorInfo(name, tuple(shape), offsets[1] - offsets[0], dtype in ("F64", "F32", "F16", "BF16"))
+
+
+_SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d")
+"""By GGUF's number of the type; 8 is a string, 9 an array. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md"""
+
+
+def _gguf(path: Path) -> Contents:
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError("it is no GGUF file")
+        _version, tensors, pairs = _take(file, "IQQ")
+        metadata = {}
+        for _ in range(pairs):
+            key = _string(file)
+            metadata[key] = _value(file, _take(file, "I")[0])
+        found = []
+        for _ in range(tensors):
+            name, (dimensions,) = _string(file), _take(file, "I")
+            shape = tuple(reversed(_take(file, f"{dimensions}Q")))
+            _take(file, "IQ")  # how it is packed, and where: it is unpacked when it is converted
+            found.append(TensorInfo(name, shape, 0))
+    return Contents(_translated(metadata), tuple(found), packed=True)
+
+
+def _take(file: BinaryIO, form: str) -> tuple[Any, ...]:
+    return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
+
+
+def _string(file: BinaryIO) -> str:
+    return file.read(_take(file, "Q")[0]).decode(errors="replace")
+
+
+def _value(file: BinaryIO, kind: int) -> Any:
+    """One value; of an array, such as the vocabulary, its length."""
+    if kind == 8:
+        return _string(file)
+    if kind != 9:
+        return _take(file, _SCALARS[kind])[0]
+    inner, length = _take(file, "IQ")
+    if inner == 8:
+        for _ in range(length):
+            file.seek(_take(file, "Q")[0], 1)
+    elif inner == 9:
+        for _ in range(length):
+            _value(file, inner)
+    else:
+        file.seek(length * struct.calcsize(f"<{_SCALARS[inner]}"), 1)
+    return length
+
+
+_GGUF_NAMES = {
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "embedding_length": "hidden_size",
+    "context_length": "max_position_embeddings",
+}
+
+
+def _translated(metadata: dict[str, Any]) -> dict[str, Any]:
+    kind = str(metadata["general.architecture"])
+    named = {ours: metadata.get(f"{kind}.{theirs}") for theirs, ours in _GGUF_NAMES.items()}
+    return {"model_type": kind, **{name: value for name, value in named.items() if value is not None}}
