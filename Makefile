@@ -19,7 +19,7 @@ test: $(DEV_STAMP) chromium
 bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.store
 	$(BIN)/python -m bench.watching
-	$(BIN)/python bench/streaming.py
+	$(BIN)/python -m bench.streaming
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.retrieval
 	$(BIN)/python -m bench.files

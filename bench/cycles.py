@@ -5,7 +5,6 @@ Four small models in turn, each loaded, asked and unloaded; the process's own me
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import statistics
@@ -17,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests" / "models")]
 
+from bench.report import write_results  # noqa: E402
 from llmsvc.models.catalogue import SMOLLM2, Catalogue  # noqa: E402
 from llmsvc.models.download import fetch  # noqa: E402
 from llmsvc.models.memory import resident_bytes  # noqa: E402
@@ -75,9 +75,7 @@ def main() -> None:
         "descriptors": counts[-1][1] - counts[39][1],
     }
     print({name: round(value, 2) for name, value in summary.items()})
-    results = ROOT / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "cycles.json").write_text(json.dumps({**summary, "megabytes": memory}, indent=1))
+    write_results("cycles", {**summary, "megabytes": memory})
 
 
 if __name__ == "__main__":

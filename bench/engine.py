@@ -18,6 +18,8 @@ import venv
 from pathlib import Path
 from typing import Any
 
+from bench.report import write_results
+
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ROOT / "bench" / ".peers"
 FLAGS = {"AVX512": "avx512f"}
@@ -141,9 +143,7 @@ def report(found: dict[str, dict[str, list[float]]]) -> None:
                 middle = statistics.median(values)
                 line = f"{task:15}{name:13}{min(values):9.2f}{middle:9.2f}{max(values):9.2f}"
                 print(line + ("" if name == "llmsvc" else f"   {ours / middle:.2f}x"))
-    out = ROOT / "bench" / "results"
-    out.mkdir(exist_ok=True)
-    (out / "engine.json").write_text(json.dumps(found, indent=1))
+    write_results("engine", found)
 
 
 if __name__ == "__main__":

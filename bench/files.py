@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT / "tests" / "files"), str(ROOT / "tests")]  # run with 
 import samples  # noqa: E402
 from conftest import App  # noqa: E402
 
+from bench.report import write_results  # noqa: E402
 from llmsvc.chat.sessions import Sessions  # noqa: E402
 from llmsvc.files.files import Files  # noqa: E402
 from llmsvc.files.limits import Limits  # noqa: E402
@@ -126,9 +127,7 @@ def main() -> None:
         results |= together(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "data"), folder / "long.pdf")
     for key, value in results.items():
         print(f"{key:32} {value:10.2f}")
-    target = ROOT / "bench" / "results" / "files.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(results, indent=1))
+    write_results("files", results)
 
 
 if __name__ == "__main__":

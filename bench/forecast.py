@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests" / "models")]
 
+from bench.report import write_results  # noqa: E402
 from llmsvc.models.forecast import forecast, plan  # noqa: E402
 from llmsvc.models.headers import read  # noqa: E402
 from llmsvc.models.memory import resident_bytes  # noqa: E402
@@ -114,9 +115,7 @@ def main() -> None:
     p95 = int(0.95 * (len(rows) - 1))
     summary = {"median": statistics.median(errors), "p95": errors[p95], "worst": errors[-1], "slowest_ms": times[-1]}
     print({name: round(value, 4) for name, value in summary.items()})
-    results = ROOT / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "forecast.json").write_text(json.dumps({"summary": summary, "cells": rows}, indent=1))
+    write_results("forecast", {"summary": summary, "cells": rows})
 
 
 if __name__ == "__main__":

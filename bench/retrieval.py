@@ -9,7 +9,6 @@ BM25: windows of 900 characters, words as they are, the best five. Prints a tabl
 
 import ast
 import importlib
-import json
 import re
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 
 import bm25s
 
+from bench.report import write_results
 from llmsvc.chat import context
 from llmsvc.files.chunks import Cutter
 from llmsvc.files.retrieval import Document, Library
@@ -197,9 +197,7 @@ def main() -> None:
         print(f"{name}: {len(asked)} questions, {chunks} chunks")
         for way in ("ours", "plain"):
             print(f"  {way:6}", "  ".join(f"{key} {value:.3g}" for key, value in row[way].items()))
-    target = ROOT / "bench" / "results" / "retrieval.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(results, indent=1))
+    write_results("retrieval", results)
 
 
 if __name__ == "__main__":

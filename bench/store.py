@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.report import write_results
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.transfer import message, new_id
 from llmsvc.files.files import Files
@@ -97,9 +98,7 @@ def main() -> None:
         results |= many_sessions(Path(folder) / "data")
     for name, value in results.items():
         print(f"{name:56} {value:8.2f}")
-    out = ROOT / "bench" / "results"
-    out.mkdir(exist_ok=True)
-    (out / "store.json").write_text(json.dumps(results, indent=1))
+    write_results("store", results)
 
 
 if __name__ == "__main__":

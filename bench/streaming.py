@@ -5,7 +5,6 @@ Starts ``app.py`` with the data directory given (default ``data``), prints a tab
 """
 
 import concurrent.futures
-import json
 import socket
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import urllib.request
 from pathlib import Path
 
 from gradio_client import Client
+
+from bench.report import write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "Write a long story about a lighthouse."
@@ -66,9 +67,7 @@ def main() -> None:
         app.wait(30)
     for name, value in results.items():
         print(f"{name:32} {value:8.2f}")
-    out = ROOT / "bench" / "results"
-    out.mkdir(exist_ok=True)
-    (out / "streaming.json").write_text(json.dumps(results, indent=1))
+    write_results("streaming", results)
 
 
 if __name__ == "__main__":

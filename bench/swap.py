@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests" / "models")]
 
+from bench.report import write_results  # noqa: E402
 from llmsvc.models.catalogue import SMOLLM2, Catalogue  # noqa: E402
 from llmsvc.models.download import fetch  # noqa: E402
 from llmsvc.models.pool import Budget, ModelPool  # noqa: E402
@@ -102,9 +103,7 @@ def main() -> None:
         }
         summary["same_text"] &= [row["text"] for row in mine] == [row["text"] for row in theirs]
     print(json.dumps(summary, indent=1))
-    results = ROOT / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "swap.json").write_text(json.dumps(summary, indent=1))
+    write_results("swap", summary)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 from gradio_client import Client
 from playwright.sync_api import CDPSession, Page, sync_playwright
 
+from bench.report import write_results
 from bench.streaming import until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,9 +264,7 @@ def main() -> None:
             watchers: Any = [kind(url, client.predict(api_name="/session_create")["id"]) for _ in range(131)]
             results[name] = asyncio.run(crowd(url, pid, watchers))
     print(json.dumps(results, indent=1))
-    out = ROOT / "bench" / "results"
-    out.mkdir(exist_ok=True)
-    (out / "watching.json").write_text(json.dumps(results, indent=1))
+    write_results("watching", results)
 
 
 if __name__ == "__main__":

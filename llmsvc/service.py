@@ -11,11 +11,11 @@ from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.turns import Turns
 from llmsvc.errors import StorageError
 from llmsvc.files.files import Files
-from llmsvc.files.limits import Limits, in_bytes
+from llmsvc.files.limits import Limits
 from llmsvc.models.catalogue import Catalogue
 from llmsvc.models.pool import Budget, ModelPool
 from llmsvc.models.pooled import PooledModel
-from llmsvc.settings import Settings
+from llmsvc.settings import Settings, in_bytes
 from llmsvc.store.database import Database, Row
 
 log = logging.getLogger(__name__)

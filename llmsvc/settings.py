@@ -42,6 +42,7 @@ class Settings:
 
     @property
     def max_upload_bytes(self) -> int:
+        """As Gradio reads it, whose limit this is too; a chat's files have theirs in bytes of ten."""
         return int(self.max_upload[:-2]) * {"kb": 2**10, "mb": 2**20, "gb": 2**30}[self.max_upload[-2:]]
 
 
@@ -141,15 +142,18 @@ def _key(text: str) -> str:
 
 
 def _bytes(text: str) -> int:
-    if text == "0":
-        return 0
-    return int(_size(text)[:-2]) * {"k": 10**3, "m": 10**6, "g": 10**9}[text[-2].lower()]
+    return 0 if text == "0" else in_bytes(_size(text))
 
 
 def _minutes(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"minutes are a whole number, not {text!r}")
     return int(text)
+
+
+def in_bytes(size: str) -> int:
+    """``50mb`` as a number."""
+    return int(size[:-2]) * {"kb": 10**3, "mb": 10**6, "gb": 10**9}[size[-2:]]
 
 
 def _size(text: str) -> str:

@@ -148,13 +148,16 @@ class Completions:
             for id_ in dict.fromkeys([*known, *loaded])
         ]
 
-    def check(self, model: str) -> None:
-        """Raises UnknownModel for one that is not listed: a request downloads nothing, and reads no other folder."""
-        if all(row["id"] != model for row in self.listed()):
-            raise UnknownModel(
-                f'There is no model "{model[:120]}" on this machine. GET /v1/models lists those that can be asked; '
-                "others are loaded on the Models page first."
-            )
+    def check(self, model: str) -> Row:
+        """Its row. Raises UnknownModel for one that is not listed: a request downloads nothing, and reads no other
+        folder."""
+        for row in self.listed():
+            if row["id"] == model:
+                return row
+        raise UnknownModel(
+            f'There is no model "{model[:120]}" on this machine. GET /v1/models lists those that can be asked; '
+            "others are loaded on the Models page first."
+        )
 
     @asynccontextmanager
     async def model(self, model: str) -> AsyncIterator[PooledModel]:

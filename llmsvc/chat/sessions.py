@@ -126,8 +126,7 @@ class Sessions:
     def restore(self, owner: str, session_id: str) -> Row:
         """Undo a deletion. Raises NotFound when it is too late."""
         self.purge()
-        if self._db.session(session_id)["owner"] != owner:
-            self.row(owner, session_id)  # it answers as one that does not exist
+        self._db.owned_session(owner, session_id, deleted=True)
         self._change(session_id, {"undo_until": None})
         return _public(self.row(owner, session_id))
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from llmsvc.chat.transfer import new_id
+from llmsvc.engine.detokenize import overlap
 from llmsvc.errors import BadRequest
 from llmsvc.store.database import Row
 
@@ -145,7 +146,7 @@ class CallReader:
             at = self._held.find(border)
             if at < 0:
                 if not self._inside:
-                    shown += self._text(len(self._held) - _overlap(self._held, OPEN))
+                    shown += self._text(len(self._held) - overlap(self._held, OPEN))
                 break
             if not self._inside:
                 shown += self._text(at)
@@ -200,8 +201,3 @@ class CallReader:
             said = json.dumps(arguments, ensure_ascii=False)
             calls.append(ToolCall(f"call_{new_id()[:24]}", call["name"], said))
         return calls
-
-
-def _overlap(text: str, mark: str) -> int:
-    """Length of the longest end of ``text`` that begins ``mark``."""
-    return next((n for n in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:n])), 0)

@@ -48,7 +48,7 @@ class Detokenizer:
             at, self.stopped = min(found)
             out, self._held = self._held[:at], ""
             return out
-        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        keep = max((overlap(self._held, s) for s in self._stop), default=0)
         if last := _LAST_GRAPHEME.search(self._held):
             keep = max(keep, len(self._held) - last.start())
         cut = len(self._held) - keep
@@ -65,6 +65,6 @@ class Detokenizer:
         return out
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of ``text`` that starts ``stop``."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -189,10 +189,7 @@ class Files:
 
     def _row(self, owner: str, session_id: str, file_id: str) -> Row:
         self._db.owned_session(owner, session_id)
-        with self._db.session_rows(session_id, "files") as rows:
-            if row := rows.get(file_id):
-                return row
-        raise NotFound("There is no such file in this chat. It may have been removed.")
+        return self._db.file(session_id, file_id)
 
     def _checked(self, session_id: str, name: str, upload: Path) -> Row:
         try:

@@ -34,8 +34,3 @@ def size(count: float) -> str:
         if count >= unit:
             return f"{count / unit:.1f}".removesuffix(".0") + f" {name}"
     return f"{count:.0f} bytes"
-
-
-def in_bytes(text: str) -> int:
-    """``50mb`` as a number."""
-    return int(text[:-2]) * {"kb": 1000, "mb": MB, "gb": 1000 * MB}[text[-2:]]

@@ -12,6 +12,7 @@ from llmsvc.accounts import Accounts, Caller
 from llmsvc.errors import Forbidden, LlmsvcError, LoginMissing, TooLarge
 from llmsvc.http import login
 from llmsvc.http.errors import refused
+from llmsvc.http.identity import MISSING
 from llmsvc.http.metrics import Counts
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
@@ -97,7 +98,7 @@ class Guard:
             return
         proof = path.startswith("/v1/") and not path.startswith("/v1/sessions/")
         if caller is None or (proof and not caller.proven and (self._accounts.closed or self._accounts.keys_set)):
-            raise LoginMissing("Log in first, or send an API key: Authorization: Bearer KEY.")
+            raise LoginMissing(MISSING)
         if path in _ADMINS and not caller.admin:
             raise Forbidden("This is for the admin of this service.")
 

@@ -5,12 +5,14 @@ from fastapi import Request
 from llmsvc.accounts import Caller
 from llmsvc.errors import LoginMissing
 
+MISSING = "Log in first, or send an API key: Authorization: Bearer KEY."
+
 
 def caller_of(request: Request) -> Caller:
     """Raises LoginMissing."""
     caller: Caller | None = request.state.caller
     if caller is None:
-        raise LoginMissing("Log in first, or send an API key: Authorization: Bearer KEY.")
+        raise LoginMissing(MISSING)
     return caller
 
 

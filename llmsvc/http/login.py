@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from llmsvc.accounts import LOGIN_SECONDS
 from llmsvc.errors import LlmsvcError, LoginMissing
 from llmsvc.http.errors import refused
 from llmsvc.service import Service
@@ -29,7 +30,7 @@ def page(note: str = "", status: int = 200) -> HTMLResponse:
     return HTMLResponse(_PAGE.format(note=html.escape(note)), status, {"Cache-Control": "no-store"})
 
 
-def cookie(name: str, value: str, secure: bool, seconds: int = 30 * 24 * 3600) -> str:
+def cookie(name: str, value: str, secure: bool, seconds: int = LOGIN_SECONDS) -> str:
     """A Set-Cookie header that no script can read and no other site sends."""
     return f"{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{'; Secure' if secure else ''}"
 

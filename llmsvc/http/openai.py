@@ -30,8 +30,7 @@ def add_routes(router: APIRouter, service: Service) -> None:
     def model(model: str, request: Request) -> dict[str, Any]:
         """One of them."""
         owner_of(request)
-        service.completions.check(model)
-        return next(_model_row(row) for row in service.completions.listed() if row["id"] == model)
+        return _model_row(service.completions.check(model))
 
     @router.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
@@ -83,11 +82,10 @@ def _head(kind: str, prefix: str, model: str) -> dict[str, Any]:
 
 
 def _chat_choice(number: int, choice: Whole, with_logprobs: bool) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text or None, "refusal": None}
+    said = choice.text or (None if choice.calls else "")
+    message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
     if choice.calls:
         message["tool_calls"] = [_call_row(call) for call in choice.calls]
-    else:
-        message["content"] = choice.text
     logprobs = _chat_logprobs(choice.logprobs) if with_logprobs else None
     return {"index": number, "message": message, "logprobs": logprobs, "finish_reason": choice.finish}
 

@@ -89,14 +89,13 @@ class ModelPool:
             return self._models.get(model_id)
 
     def usage(self) -> dict[str, int]:
-        """Bytes that serving models may take and do, the same for parked ones, and what is free on the device."""
+        """Bytes that serving models may take and do, the same for parked ones."""
         with self._changed:
             return {
                 "limit": self._limit("memory"),
                 "used": self._used(),
                 "parked_limit": self._limit("parked"),
                 "parked": self._used("parked"),
-                "free": memory.free_bytes(guess_device(self._device)),
             }
 
     def forecast(self, model_id: str, quantization: str = "none", context: int = 0) -> dict[str, Any]:
@@ -382,8 +381,8 @@ class ModelPool:
         pinned = sum(p.bytes for p in self._models.values() if p.pinned and p is not pooled and p.state == "ready")
         if needed > limit - pinned:
             raise Unavailable(
-                f"{pooled.id} needs {_size(needed)}, but models may take {_size(limit)} here"
-                + (f", of which pinned ones have {_size(pinned)}" if pinned else "")
+                f"{pooled.id} needs {memory.size(needed)}, but models may take {memory.size(limit)} here"
+                + (f", of which pinned ones have {memory.size(pinned)}" if pinned else "")
                 + ". Choose a smaller model, int8 or nf4, or start with more --memory."
             )
         if self._arriving[0] is not pooled:  # in the order in which they were asked for
@@ -439,8 +438,7 @@ class ModelPool:
                 gone.append(pooled)
             elif waited_for:  # by those who came while it was leaving
                 self._comeback(pooled)
-        parked = sorted((p for p in self._models.values() if p.state == "parked"), key=lambda p: p.used_at)
-        parked = [p for p in parked if p not in gone]
+        parked = [p for p in self._parked() if p not in gone]
         while parked and sum(p.bytes for p in parked) > self._limit("parked"):
             gone.append(parked.pop(0))
         for pooled in gone:
@@ -449,14 +447,19 @@ class ModelPool:
 
     def _free_host(self, pooled: PooledModel, needed: int) -> builtins.list[PooledModel]:
         """What was parked for longest goes when the machine itself runs out of memory."""
-        device = guess_device(pooled.device)
-        missing = needed - (pooled.bytes if pooled.engine else 0) - memory.free_bytes(device)
+        if guess_device(pooled.device) != "cpu":
+            return []
+        missing = needed - (pooled.bytes if pooled.engine else 0) - memory.free_bytes()
         gone = []
-        for parked in sorted((p for p in self._models.values() if p.state == "parked"), key=lambda p: p.used_at):
-            if missing > 0 and device == "cpu":
+        for parked in self._parked():
+            if missing > 0:
                 missing -= parked.bytes
                 gone.append(self._models.pop(parked.id))
         return gone
+
+    def _parked(self) -> builtins.list[PooledModel]:
+        """Used longest ago first."""
+        return sorted((p for p in self._models.values() if p.state == "parked"), key=lambda p: p.used_at)
 
     def _used(self, kind: str = "serving") -> int:
         return sum(p.bytes for p in self._models.values() if p.aside is (kind == "parked"))
@@ -500,7 +503,3 @@ class ModelPool:
     def _tell(self, pooled: PooledModel) -> None:
         for listener in self._listeners:
             listener(pooled)
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -28,6 +28,7 @@ LISTED = ("id", "title", "created_at", "updated_at", "model", "turns")
 """What a list of sessions has of each."""
 
 _ID = re.compile(r"[0-9a-f]{32}")
+_NO_CHAT = "There is no such chat. It may have been deleted; pick one from the list."
 
 
 class Database:
@@ -76,15 +77,18 @@ class Database:
     def session(self, session_id: str) -> Row:
         """Raises NotFound."""
         if (row := self._sessions.get(session_id)) is None:
-            raise NotFound("There is no such chat. It may have been deleted; pick one from the list.")
+            raise NotFound(_NO_CHAT)
         return row
 
-    def owned_session(self, owner: str, session_id: str) -> Row:
-        """One that is there for ``owner``. Another's answers as one that does not exist. Raises NotFound."""
+    def owned_session(self, owner: str, session_id: str, deleted: bool = False) -> Row:
+        """One that is there for ``owner``, or is ``deleted`` and can be restored. Raises NotFound.
+
+        Another's answers as one that does not exist.
+        """
         row = self.session(session_id)
         if row["owner"] != owner:
-            raise NotFound("There is no such chat. It may have been deleted; pick one from the list.")
-        if row["undo_until"] is not None:
+            raise NotFound(_NO_CHAT)
+        if row["undo_until"] is not None and not deleted:
             raise NotFound("This chat was deleted.")
         return row
 
@@ -163,12 +167,17 @@ class Database:
         """Where an uploaded file is kept as it came."""
         return self._file_path(session_id, file_id).with_suffix(".original")
 
+    def file(self, session_id: str, file_id: str) -> Row:
+        """Raises NotFound."""
+        with self.session_rows(session_id, "files") as rows:
+            if row := rows.get(file_id):
+                return row
+        raise NotFound("There is no such file in this chat. It may have been removed.")
+
     @contextmanager
     def file_rows(self, session_id: str, file_id: str, table: str) -> Iterator[Rows]:
         """A table of what was read from a file, lent. Raises NotFound."""
-        with self.session_rows(session_id, "files") as rows:
-            if file_id not in rows:
-                raise NotFound("There is no such file in this chat. It may have been removed.")
+        self.file(session_id, file_id)
         with self._texts.lend(self._file_path(session_id, file_id)) as volume:
             yield volume.rows(table)
 

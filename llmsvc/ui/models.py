@@ -3,6 +3,8 @@
 from html import escape
 from typing import Any
 
+from llmsvc.models.memory import size
+
 JS = """
 element.addEventListener('click', (e) => {
   const button = e.target.closest('[data-act]');
@@ -122,11 +124,6 @@ def choices(catalogue: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _where(row: dict[str, Any]) -> str:
     return "on this machine" if row["local"] else "to be downloaded"
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _short(model_id: str) -> str:

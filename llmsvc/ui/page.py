@@ -11,6 +11,7 @@ import gradio as gr
 
 from llmsvc.chat.turn import can_continue
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound
+from llmsvc.models.memory import size
 from llmsvc.service import Service
 from llmsvc.ui import chat, files, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
@@ -324,10 +325,12 @@ class Page:
         listed = await asyncio.to_thread(self._service.catalogue.list)
         return gr.update(choices=models.choices(listed))
 
-    async def on_forecast(self, model_id: str, quantization: str) -> str:
+    async def on_forecast(self, model_id: str, quantization: str, request: gr.Request) -> str:
         """What the chosen model would take; what is wrong with it stands in its place."""
+        model_id = (model_id or "").strip()
         try:
-            row = await asyncio.to_thread(self._service.pool.forecast, (model_id or "").strip(), quantization)
+            await asyncio.to_thread(self._service.check_model, caller_of(request), model_id)
+            row = await asyncio.to_thread(self._service.pool.forecast, model_id, quantization)
         except LlmsvcError as error:
             return models.refusal(str(error))
         return models.forecast(row)
@@ -339,7 +342,7 @@ class Page:
         with shown_errors():
             admin_only(request)
             freed = await asyncio.to_thread(self._service.pool.delete, model_id.strip())
-        gr.Info(f"{models.size(freed)} are free again.")
+        gr.Info(f"{size(freed)} are free again.")
         return await self.on_models_shown()
 
     # Settings: of all chats, and of the one that is open
@@ -527,7 +530,7 @@ class Page:
 
     def _import(self, owner: str, path: Path) -> dict[str, Any]:
         if path.stat().st_size > MOST_IMPORTED:
-            raise BadRequest(f"This file is larger than {models.size(MOST_IMPORTED)}, more than any chat.")
+            raise BadRequest(f"This file is larger than {size(MOST_IMPORTED)}, more than any chat.")
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
