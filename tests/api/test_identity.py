@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from clients import CAPITAL, MODEL, PARIS
+from clients import CAPITAL, MODEL, PARIS, until
 from conftest import App
 from gradio_client import Client
 from gradio_client.exceptions import AppError, AuthenticationError
@@ -218,6 +218,7 @@ def test_a_public_service_makes_a_login_and_prints_it(tmp_path: Path) -> None:
     app = App(tmp_path / "data", "--host", "0.0.0.0").wait("/health")
     try:
         assert httpx.get(f"{app.url}/config").status_code == 401
+        until(lambda: "password" in app.log.read_text())  # the port is open a moment before
         name, password = re.search(r"name (\S+), password (\S+)", app.log.read_text()).groups()
         assert log_in(app, (name, password)).get("/config").status_code == 200
     finally:

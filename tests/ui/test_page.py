@@ -457,10 +457,14 @@ def test_a_second_model_is_forecast_loaded_used_pinned_and_ejected(page: Page, s
     expect(card).to_contain_text("pinned")
     page.screenshot(path=SHOTS / "models.png")
     page.set_viewport_size({"width": 390, "height": 800})
+    page.reload()  # a phone's page begins with the chats put away
+    page.get_by_role("tab", name="Models").click()
+    expect(card).to_contain_text("pinned")
     page.screenshot(path=SHOTS / "models-phone.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.set_viewport_size({"width": 1360, "height": 860})
-    page.get_by_role("tab", name="Chat").click()
+    page.reload()
+    expect(page.locator("#scroll .message")).not_to_have_count(0)
     page.locator("#chip summary").click()
     page.screenshot(path=SHOTS / "chip.png")
     page.locator("#chip menu button", has_text="second-model").click()
