@@ -60,7 +60,7 @@ class Int8Linear(nn.Module):
 @torch.no_grad()
 def quantize_linears(model: nn.Module) -> bool:
     """Put an Int8Linear in the place of every linear layer. False, and nothing is changed, where this CPU cannot."""
-    if not works():
+    if not _works():
         return False
     replace_linears(model, Int8Linear)
     return True
@@ -74,7 +74,7 @@ def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) ->
                 setattr(module, name, make(child))
 
 
-def works() -> bool:
+def _works() -> bool:
     """Whether an Int8Linear computes what it should here: some CPUs' instructions saturate."""
     try:
         generator = torch.Generator().manual_seed(0)

@@ -99,10 +99,9 @@ def load(
     finally:
         _progress.reset(told)
     model.eval()
-    rounded = weights.rounded and int8.works()
-    if rounded:
+    if weights.rounded:
         progress("Rounding the weights", 0, expected.weights_bytes)
-        int8.quantize_linears(model)
+    rounded = weights.rounded and int8.quantize_linears(model)
     plain = not tokenizer.chat_template
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
