@@ -2,7 +2,6 @@
 
 import codecs
 import os
-import re
 import secrets
 import shutil
 import threading
@@ -316,8 +315,9 @@ class _Work:
 def clean_name(name: str) -> str:
     """A printable line that is no path: without what turns the reading direction or hides."""
     name = unicodedata.normalize("NFC", name).replace("\\", "/").rsplit("/", 1)[-1]
-    name = " ".join("".join(c if c.isprintable() and unicodedata.category(c) != "Cf" else " " for c in name).split())
+    name = "".join(c if c.isprintable() and unicodedata.category(c) != "Cf" else " " for c in name)
+    name = " ".join(name.split()).lstrip(". ")
     if len(name) > _LONGEST_NAME:
         stem, dot, ending = name.rpartition(".")
         name = f"{stem[: _LONGEST_NAME - 2 - len(ending)]}…{dot}{ending}" if len(ending) < 12 else name[:_LONGEST_NAME]
-    return re.sub(r"^\.+", "", name) or "file"
+    return name.rstrip() or "file"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import samples
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmsvc.chat.sessions import Sessions
@@ -317,7 +317,8 @@ def test_a_name_is_never_a_path(room: Room, name: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text())
+@given(st.text() | st.text(st.sampled_from("a. /\u0301\u200d…"), max_size=300))
+@example(". 0")
 def test_any_name_becomes_one_printable_line(name: str) -> None:
     clean = clean_name(name)
     assert clean.isprintable()
