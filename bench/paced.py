@@ -101,6 +101,15 @@ class PacedPool:
         await asyncio.sleep(0)
         return self._pooled
 
+    def release(self, _: Any) -> None:
+        return None
+
+    def usage(self) -> dict[str, int]:
+        return dict.fromkeys(("limit", "used", "parked_limit", "parked"), 0)
+
+    def tidy(self) -> None:
+        return None
+
     def on_progress(self, _: Any) -> None:
         return None
 
