@@ -25,7 +25,8 @@ class PacedEngine:
         self._rate, self._lock = rate, threading.Condition()
         self._requests: dict[str, tuple[GenerationRequest, float, int]] = {}
         self.queued = 0
-        threading.Thread(target=self._run, daemon=True).start()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
 
     @property
     def running(self) -> int:
@@ -80,7 +81,8 @@ class PacedPool:
     def __init__(self, catalogue: Any, rate: float) -> None:
         self.catalogue = catalogue
         loaded = SimpleNamespace(tokenizer=_Tokenizer(), window=8192)
-        self._pooled = SimpleNamespace(loaded=loaded, engine=PacedEngine(rate), state="ready", stage="")
+        self.engine = PacedEngine(rate)
+        self._pooled = SimpleNamespace(loaded=loaded, engine=self.engine, state="ready", stage="")
 
     def list(self) -> list[dict[str, Any]]:
         return []
@@ -114,7 +116,7 @@ class PacedPool:
         return None
 
     def close(self) -> None:
-        self._pooled.engine.close()
+        self.engine.close()
 
 
 def main() -> None:
@@ -123,6 +125,8 @@ def main() -> None:
     service = Service(settings.parse(sys.argv[1:at] + sys.argv[at + 2 :]))
     pool: Any = PacedPool(service.catalogue, rate)
     service.pool = service.turns._pool = service.turns._titles._pool = pool
+    # Its own work is not the service's: who measures may leave it out.
+    (service.settings.data_dir / "stand-in").write_text(str(pool.engine.thread.native_id))
     launch(service)
 
 

@@ -30,13 +30,21 @@ from bench.streaming import until
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process has used of all cores; its clock counts nanoseconds (clock_getcpuclockid(3))."""
-    return time.clock_gettime((~pid << 3) | 2)
+@dataclass(frozen=True)
+class Process:
+    """The service's process, and in it the thread that stands in for an engine."""
+
+    pid: int
+    stand_in: int
+
+    def cpu_seconds(self) -> float:
+        """What the service has used of all cores: clocks of nanoseconds (clock_getcpuclockid(3), proc_schedstat)."""
+        stand_in = int(Path(f"/proc/{self.pid}/task/{self.stand_in}/schedstat").read_text().split()[0])
+        return time.clock_gettime((~self.pid << 3) | 2) - stand_in / 1e9
 
 
 @contextmanager
-def service(rate: float) -> Iterator[tuple[str, int]]:
+def service(rate: float) -> Iterator[tuple[str, Process]]:
     """Its address and process."""
     with socket.socket() as probe, tempfile.TemporaryDirectory() as data:
         probe.bind(("127.0.0.1", 0))
@@ -47,7 +55,7 @@ def service(rate: float) -> Iterator[tuple[str, int]]:
         try:
             url = f"http://127.0.0.1:{port}"
             until(url)
-            yield url, process.pid
+            yield url, Process(process.pid, int((Path(data) / "stand-in").read_text()))
         finally:
             process.terminate()
             process.wait(30)
@@ -158,7 +166,7 @@ def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:
     """
     lengths = int(2 * rate), int(14 * rate)
     found: dict[tuple[int, int], list[tuple[float, int]]] = {(n, t): [] for n in (2, 1000) for t in lengths}
-    with service(rate) as (url, pid):
+    with service(rate) as (url, process):
         client = Client(url, verbose=False)
         pages = {}
         for count in (2, 1000):
@@ -168,13 +176,13 @@ def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:
         for _ in range(rounds):
             for (count, tokens), costs in found.items():
                 client.predict({"max_tokens": tokens}, api_name="/settings_set")
-                before = cpu_seconds(pid)
+                before = process.cpu_seconds()
                 size = asyncio.run(pages[count].ask()).size
-                costs.append(((cpu_seconds(pid) - before) * 1000, size))
+                costs.append(((process.cpu_seconds() - before) * 1000, size))
         start = time.monotonic()
-        before = cpu_seconds(pid)
+        before = process.cpu_seconds()
         time.sleep(5)
-        idle = (cpu_seconds(pid) - before) / (time.monotonic() - start)
+        idle = (process.cpu_seconds() - before) / (time.monotonic() - start)
     middle = {n: statistics.median(cpu for cpu, _ in costs) for n, costs in found.items()}
     # Of all answers, since every fourth sends a part of the conversation again that the others do not.
     sizes = {n: statistics.mean(size for t in lengths for _, size in found[n, t]) for n in (2, 1000)}
@@ -233,12 +241,12 @@ def _answer_in(page: Page, session: CDPSession) -> float:
     return busy() - before
 
 
-async def crowd(url: str, pid: int, watchers: list[Script] | list[PageClient]) -> dict[str, float]:
+async def crowd(url: str, process: Process, watchers: list[Script] | list[PageClient]) -> dict[str, float]:
     """How much longer answers take when all of them are watched at once than when one is."""
     alone = statistics.median(seen.ended - seen.asked for seen in [await watchers[n].ask() for n in range(3)])
-    before, began = cpu_seconds(pid), time.monotonic()
+    before, began = process.cpu_seconds(), time.monotonic()
     seen = await asyncio.gather(*(watcher.ask() for watcher in watchers[3:]))
-    share = (cpu_seconds(pid) - before) / (time.monotonic() - began)
+    share = (process.cpu_seconds() - before) / (time.monotonic() - began)
 
     def p95(values: Iterator[float]) -> float:
         return sorted(values)[int(0.95 * len(seen))]
@@ -258,11 +266,11 @@ def main() -> None:
     results["browser at 30 tok/s"] = browser_cost(30, 240, 3)
     for name, kind in ("128 scripts at 30 tok/s", Script), ("128 pages at 30 tok/s", PageClient):
         print(json.dumps(results, indent=1))
-        with service(30) as (url, pid):
+        with service(30) as (url, process):
             client = Client(url, verbose=False)
             client.predict({"max_tokens": 450}, api_name="/settings_set")
             watchers: Any = [kind(url, client.predict(api_name="/session_create")["id"]) for _ in range(131)]
-            results[name] = asyncio.run(crowd(url, pid, watchers))
+            results[name] = asyncio.run(crowd(url, process, watchers))
     print(json.dumps(results, indent=1))
     write_results("watching", results)
 

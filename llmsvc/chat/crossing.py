@@ -11,19 +11,22 @@ from llmsvc.engine import TokenEvent
 
 log = logging.getLogger(__name__)
 
-CROSSING_SECONDS = 0.02
+CROSSING_SECONDS = 0.05
 
 
 class Crossing:
     """Where events pass from the engines' threads to the event loop: together, at most once in CROSSING_SECONDS.
 
-    Waking a loop costs as much as sending a frame.
+    Waking a loop costs as much as sending a frame. So while tokens come fast nobody wakes it: it looks by itself, and
+    stops when it finds nothing. The first event of an answer and its last do not wait.
     """
 
     def __init__(self) -> None:
         self._arrived: deque[tuple[Callable[[TokenEvent], None], TokenEvent]] = deque()
         self._lock = threading.Lock()  # several engines deliver at once
         self._coming = False
+        """Whether the loop will look without being woken."""
+        self._ticking: asyncio.TimerHandle | None = None
         self._crossed = 0.0
         self.meters: dict[str, Meter] = {}
         """By model: what passed here."""
@@ -35,26 +38,32 @@ class Crossing:
 
         def deliver(event: TokenEvent) -> None:
             reading.take(event)
+            urgent = event.tokens < 2 or event.finish_reason is not None
             with self._lock:
                 self._arrived.append((receive, event))
                 coming, self._coming = self._coming, True
-            if not coming:
-                loop.call_soon_threadsafe(self._soon, loop)
+            if urgent or not coming:
+                loop.call_soon_threadsafe(self._woken, loop, urgent)
 
         return deliver
 
-    def _soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        wait = self._crossed + CROSSING_SECONDS - loop.time()
-        if wait > 0:
-            loop.call_later(wait, self._cross, loop)
-        else:
+    def _woken(self, loop: asyncio.AbstractEventLoop, urgent: bool) -> None:
+        since = loop.time() - self._crossed
+        due = since >= CROSSING_SECONDS
+        if self._ticking is None and since < 2 * CROSSING_SECONDS:
+            self._ticking = loop.call_later(CROSSING_SECONDS - (0 if due else since), self._tick, loop)
+        if urgent or due:
             self._cross(loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ticking = loop.call_later(CROSSING_SECONDS, self._tick, loop) if self._arrived else None
+        self._cross(loop)
 
     def _cross(self, loop: asyncio.AbstractEventLoop) -> None:
         self._crossed = loop.time()
         with self._lock:
             arrived, self._arrived = self._arrived, deque()
-            self._coming = False
+            self._coming = self._ticking is not None
         for receive, event in arrived:
             try:
                 receive(event)

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from llmsvc.chat import branches, context, options
-from llmsvc.chat.crossing import Crossing
+from llmsvc.chat.crossing import CROSSING_SECONDS, Crossing
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.titles import Titles, first_line
 from llmsvc.chat.transfer import message, new_id
@@ -23,7 +23,6 @@ from llmsvc.store.database import Database, Row
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 0.75
-FRAME_SECONDS = 0.05
 FRAMES_AT_ONCE = 32
 """With more watchers than this, frames come less often, so that what all of them cost stays the same."""
 IDLE_SECONDS = 15.0
@@ -245,8 +244,8 @@ class Turns:
     ) -> AsyncGenerator[tuple[str, Row], None]:
         """Yield (whole text, status) as they change, to the turn's end or until ``watch`` is closed.
 
-        The first frame comes when there is more than ``offset`` characters, or another state. This is the one place
-        where tokens are gathered into frames: a slow watcher sees fewer of them, and slows nobody.
+        The first frame comes when there is more than ``offset`` characters, or another state. Tokens come here gathered
+        (see Crossing), and a slow watcher, or each of very many, sees fewer frames: nobody slows anybody.
         """
         watch = watch or Watch()
         seen: tuple[int, str, str] = (offset, "", "")
@@ -258,8 +257,8 @@ class Turns:
                 if now != seen:
                     seen = now
                     yield turn.text, turn.status()
-                    if not finished:
-                        await asyncio.sleep(FRAME_SECONDS * max(1.0, self._watchers / FRAMES_AT_ONCE))
+                    if not finished and (more := self._watchers / FRAMES_AT_ONCE - 1) > 0:
+                        await asyncio.sleep(CROSSING_SECONDS * more)
                 elif not finished and not await watch.wait(IDLE_SECONDS):
                     seen = (-1, "", "")
                 if finished:
