@@ -59,27 +59,34 @@ async def measure(pool: ModelPool, models: tuple[str, str], prompt: list[int], s
     return rows
 
 
+def half_a_billion(folder: Path, tokenizer: Any) -> str:
+    """A model of the shape of Qwen2.5-0.5B with random weights; where it is."""
+    import random_models
+    from transformers import Qwen2Config
+
+    shape = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
+    made = Qwen2Config(
+        **shape,
+        num_key_value_heads=2,
+        vocab_size=49_152,
+        max_position_embeddings=8192,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
+    return str(random_models.save(made, folder, tokenizer))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=4000)
     tokens = parser.parse_args().tokens
-    import random_models
-    from transformers import AutoTokenizer, Qwen2Config
+    from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as work:
         catalogue = Catalogue(Path(work) / "models")
         tokenizer = AutoTokenizer.from_pretrained(fetch(catalogue, SMOLLM2, lambda *_: None))
-        shape = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
-        made = Qwen2Config(
-            **shape,
-            num_key_value_heads=2,
-            vocab_size=49_152,
-            max_position_embeddings=8192,
-            eos_token_id=2,
-            pad_token_id=2,
-            tie_word_embeddings=True,
-        )
-        other = str(random_models.save(made, Path(work) / "half-a-billion", tokenizer))
+        other = half_a_billion(Path(work) / "half-a-billion", tokenizer)
         models = (SMOLLM2.id, other)
         prompt = [(7 * n) % 20_000 + 300 for n in range(tokens)]
         tight, wide = ModelPool(catalogue, "cpu"), ModelPool(catalogue, "cpu")
