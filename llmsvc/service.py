@@ -15,6 +15,7 @@ from llmsvc.files.limits import Limits
 from llmsvc.models.catalogue import Catalogue
 from llmsvc.models.pool import Budget, ModelPool
 from llmsvc.models.pooled import PooledModel
+from llmsvc.models.servers import Servers
 from llmsvc.settings import Settings, in_bytes
 from llmsvc.store.database import Database, Row
 
@@ -40,6 +41,7 @@ class Service:
             settings.full_weights,
             Budget(settings.memory, settings.parked_memory, 60 * settings.idle_minutes),
         )
+        self.servers = Servers(self.database.index("remotes"), self.pool, settings.remote)
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))
         self.sessions = Sessions(self.database, self.default_model, self.files)
         self.turns = Turns(self.database, self.sessions, self.pool, self.files)
@@ -48,9 +50,11 @@ class Service:
         self.files.resume()
 
     def preload(self) -> None:
-        """Begin to load the default model, telling the terminal of its progress."""
+        """Look at other servers, and begin to load the default model, telling the terminal of its progress."""
         self.pool.on_progress(_TerminalProgress())
-        self.pool.request(self.default_model)
+        self.servers.start()
+        if not self.catalogue.entry(self.default_model).remote:
+            self.pool.request(self.default_model)
 
     def check_model(self, caller: Caller, model: str) -> None:
         """Raises UnknownModel for one that only the admin may bring here. Reads the disk."""
@@ -87,6 +91,7 @@ class Service:
         """Stop turns, engines and the store, in that order."""
         await self.turns.close()
         await asyncio.to_thread(self.files.close)
+        await asyncio.to_thread(self.servers.close)
         await asyncio.to_thread(self.pool.close)
         self.database.close()
 

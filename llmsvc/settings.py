@@ -32,6 +32,7 @@ class Settings:
     guests: bool = False
     auth: tuple[tuple[str, str], ...] = ()
     api_key: tuple[str, ...] = ()
+    remote: tuple[str, ...] = ()
     max_upload: str = "50mb"
     log_level: str = "info"
 
@@ -84,10 +85,12 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = o
     add("--guests", "let visitors without a login in, each with chats of their own", action="store_true")
     add("--auth", "a login; may be repeated", metavar="USER:PASSWORD", action="append", type=_login)
     add("--api-key", "a key for scripts; may be repeated", metavar="KEY", action="append", type=_key)
+    add("--remote", "a server whose models are offered too; may be repeated", metavar="URL", action="append", type=_url)
     add("--max-upload", "largest file that may be uploaded (50mb)", type=_size)
     add("--log-level", "debug, info, warning or error", choices=_LOG_LEVELS)
     values = vars(parser.parse_args(arguments))
-    values["auth"], values["api_key"] = tuple(values["auth"]), tuple(values["api_key"])
+    for name in ("auth", "api_key", "remote"):
+        values[name] = tuple(values[name])
     values["data_dir"] = values["data_dir"].expanduser().resolve()
     return Settings(**values)
 
@@ -138,6 +141,12 @@ def _login(text: str) -> tuple[str, str]:
 def _key(text: str) -> str:
     if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
         raise argparse.ArgumentTypeError("a key has 16 or more characters, without spaces: it must not be guessed")
+    return text
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://\S+", text):
+        raise argparse.ArgumentTypeError("a server is given as http://HOST:PORT or https://HOST")
     return text
 
 

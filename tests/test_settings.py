@@ -18,6 +18,7 @@ def test_flags_win_over_variables() -> None:
         (["--auth", "nobody"], {}),
         (["--api-key", "short"], {}),
         (["--max-upload", "big"], {}),
+        (["--remote", "ftp://host"], {}),
         (["--log-level", "loud"], {}),
         (["--nonsense"], {}),
         (["--model", " "], {}),

@@ -13,10 +13,11 @@ from llmsvc.chat.transfer import new_id
 from llmsvc.chat.turn import Turn, within
 from llmsvc.chat.turns import Turns
 from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
-from llmsvc.engine.request import TokenLogprob
-from llmsvc.errors import BadRequest, Busy, LlmsvcError, TooLong, Unavailable, UnknownModel
+from llmsvc.engine.request import Source, TokenLogprob
+from llmsvc.errors import BadRequest, LlmsvcError, TooLong, Unavailable, UnknownModel
 from llmsvc.models.pool import ModelPool
 from llmsvc.models.pooled import PooledModel
+from llmsvc.models.remote import Estimate
 from llmsvc.store.database import Row
 
 __all__ = ["Answer", "Ask", "Completions", "Piece", "TokenLogprob", "Usage", "encode"]
@@ -106,11 +107,11 @@ class Completions:
         with self._turns.busy():
             async with self.model(ask.model) as pooled:
                 requests = await asyncio.to_thread(self._requests, pooled, ask)
-                answer = _Completion(pooled, ask, sum(len(prompt) for prompt, _ in requests[:: ask.n]))
+                answer = _Completion(pooled, ask, sum(len(prompt) for prompt, *_ in requests[:: ask.n]))
                 try:
-                    for prompt, sampling in requests:
+                    for prompt, source, sampling in requests:
                         deliver = self._turns.crossing.to(answer.receiver(len(answer.ids)), pooled.id, len(prompt))
-                        request = GenerationRequest(new_id(), prompt, sampling, deliver, f"script:{owner}")
+                        request = GenerationRequest(new_id(), prompt, sampling, deliver, f"script:{owner}", source)
                         answer.ids.append(request.id)
                         if sampling.constrained:
                             await asyncio.to_thread(answer.engine.submit, request)
@@ -140,9 +141,13 @@ class Completions:
         yield _SessionAnswer(self._turns, turn, self._pool.catalogue.entry(ask.model).id)
 
     def listed(self) -> list[Row]:
-        """Models that can be asked: what is loaded or on the disk, and the default. Reads the disk."""
+        """Models that can be asked: loaded, on the disk or on other servers, and the default. Reads the disk."""
         loaded = {row["id"]: row for row in self._pool.list() if row["state"] in ("ready", "loading", "parked")}
-        known = {row["id"]: row for row in self._pool.catalogue.list() if row["local"] or row["default"]}
+        known = {
+            row["id"]: row
+            for row in self._pool.catalogue.list()
+            if row["local"] or row["default"] or row["source"] == "remote"
+        }
         return [
             {"id": id_, "context": {**known.get(id_, {}), **loaded.get(id_, {})}["context"], "loaded": id_ in loaded}
             for id_ in dict.fromkeys([*known, *loaded])
@@ -176,8 +181,8 @@ class Completions:
         async with self.model(ask.model) as pooled:
             return len((await asyncio.to_thread(self._requests, pooled, ask))[0][0])
 
-    def _requests(self, pooled: PooledModel, ask: Ask) -> list[tuple[tuple[int, ...], SamplingParams]]:
-        """Prompt and sampling of each choice. Raises BadRequest, TooLong."""
+    def _requests(self, pooled: PooledModel, ask: Ask) -> list[tuple[tuple[int, ...], Source, SamplingParams]]:
+        """Prompt, what it was made of, and sampling of each choice. Raises BadRequest, TooLong."""
         loaded = pooled.loaded
         if loaded is None:
             raise Unavailable(f"{pooled.id} was unloaded. Ask again to load it.")
@@ -185,15 +190,16 @@ class Completions:
         if ask.tools.forced:
             chosen["json_schema"] = ask.tools.schema()
         sampling = replace(options.sampling(chosen), logprobs=ask.logprobs)
-        prompts = [encode(loaded.tokenizer, prompt) for prompt in ask.prompts] or [_prompt(loaded.tokenizer, ask)]
-        for prompt in prompts:
-            if len(prompt) >= loaded.window:
+        raw = [(encode(loaded.tokenizer, given), given if isinstance(given, str) else ()) for given in ask.prompts]
+        prompts: list[tuple[tuple[int, ...], Source]] = [*raw] or [_prompt(loaded.tokenizer, ask)]
+        for prompt, _ in prompts:
+            if len(prompt) >= loaded.window and not pooled.remote:  # there it is an estimate
                 raise TooLong(
                     f"This needs {len(prompt):,} tokens, but {pooled.id} reads at most {loaded.window:,}, its answer "
                     "included. Shorten the messages, or choose a model with a longer context."
                 )
         seeds = [sampling.seed if sampling.seed is None else (sampling.seed + k) % 2**63 for k in range(ask.n)]
-        return [(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in seeds]
+        return [(prompt, source, replace(sampling, seed=seed)) for prompt, source in prompts for seed in seeds]
 
 
 class _Completion:
@@ -272,7 +278,7 @@ class _SessionAnswer:
             usage = status["usage"]
             names = ("prompt_tokens", "completion_tokens", "cached_tokens")
             self.usage = Usage(*(usage.get(name, 0) for name in names))
-            if turn.finished and turn.state == "failed":
+            if turn.finished and (turn.state == "failed" or (turn.state == "interrupted" and turn.error)):
                 raise turn.error or LlmsvcError("The answer failed. Send the message again.")
             finish = (usage.get("finish_reason") or "stop") if turn.finished else ""
             yield Piece(0, text[shown:], finish="length" if finish == "length" else finish and "stop")
@@ -281,15 +287,15 @@ class _SessionAnswer:
 
 def _finish(event: TokenEvent) -> str:
     """Raises what the answer failed with."""
-    if event.finish_reason is FinishReason.ERROR:
-        raise Busy(event.error) if not event.tokens and "busy" in event.error else Unavailable(event.error)
+    if event.error is not None:
+        raise event.error
     if event.finish_reason is FinishReason.CANCELLED:
         raise Unavailable("The model was unloaded while it answered. Ask again.")
     return str(event.finish_reason)
 
 
-def _prompt(tokenizer: Any, ask: Ask) -> tuple[int, ...]:
-    """The messages by the model's chat template, up to where the answer begins. Raises BadRequest."""
+def _prompt(tokenizer: Any, ask: Ask) -> tuple[tuple[int, ...], Source]:
+    """The messages by the model's chat template, up to where the answer begins; and as they are. Raises BadRequest."""
     import jinja2
 
     messages, tools, begun = list(ask.messages), ask.tools, ""
@@ -300,18 +306,21 @@ def _prompt(tokenizer: Any, ask: Ask) -> tuple[int, ...]:
     rows = [tool.row() for tool in tools.tools]
     if "tools" not in tokenizer.get_chat_template(tools=rows or None):
         messages, rows = as_text(messages, tools), []
-        begun += f"{OPEN}\n" if tools.forced else ""
+    source = (*messages, *([{"role": "assistant", "content": begun}] if begun else ()))
     try:
+        begun += f"{OPEN}\n" if tools.forced and not rows else ""
         rendered = tokenizer.apply_chat_template(messages, rows or None, tokenize=False, add_generation_prompt=True)
     except (jinja2.TemplateError, TypeError) as error:  # templates refuse what their model was not made for
         raise BadRequest(f"The model's chat template cannot take these messages: {error}") from None
-    return encode(tokenizer, rendered + begun, special=False)
+    return encode(tokenizer, rendered + begun, special=False), source
 
 
 def encode(tokenizer: Any, prompt: str | Sequence[int], special: bool = True) -> tuple[int, ...]:
     """A text or tokens as tokens. Raises BadRequest for what is none."""
     if isinstance(prompt, str):
         return tuple(tokenizer(prompt, add_special_tokens=special)["input_ids"])
+    if isinstance(tokenizer, Estimate):
+        raise BadRequest("The tokens of a model on another server are not known here. Send the prompt as text.")
     if not all(0 <= token < len(tokenizer) for token in prompt):
         raise BadRequest(f"A token of this model is a number from 0 to {len(tokenizer) - 1}.")
     return tuple(prompt)

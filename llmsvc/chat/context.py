@@ -7,6 +7,7 @@ from typing import Any
 from llmsvc.chat.material import WHOLE_SHARE, choose, lay_out, quote
 from llmsvc.errors import BadRequest
 from llmsvc.files.retrieval import Library
+from llmsvc.models.remote import Estimate
 from llmsvc.store.database import Row
 
 Chat = list[dict[str, str]]
@@ -44,6 +45,8 @@ class ContextLedger:
     """Sentences: what the answer should have been told of and was not."""
     begins: int = 0
     """Depth of the first message that is there, if the chat has files."""
+    estimated: bool = False
+    """By the length of the texts, since the tokenizer is on another server."""
 
     def row(self) -> Row:
         return {**asdict(self), "left_out": list(self.left_out)}
@@ -55,6 +58,8 @@ class Prompt:
     ledger: ContextLedger
     sources: tuple[Row, ...] = ()
     """Whole files and passages that are there for this message."""
+    messages: tuple[Row, ...] = ()
+    """What the tokens say."""
 
 
 def build(
@@ -142,8 +147,10 @@ def build(
         turns_left_out=max(0, (depth - 1) // 2 - turns.empty - used),
         left_out=tuple(desk.left_out),
         begins=turns.begins(used) or depth if library.documents else 0,
+        estimated=isinstance(tokenizer, Estimate),
     )
-    return Prompt(tuple(tokens), ledger, (*desk.whole_sources(), *chosen))
+    said = (*head, *turns.last(used), asked, *([{"role": "assistant", "content": answer}] if answer else ()))
+    return Prompt(tuple(tokens), ledger, (*desk.whole_sources(), *chosen), said)
 
 
 def _system(text: str) -> Chat:

@@ -34,6 +34,10 @@ class Embeddings:
                 loaded = pooled.loaded
                 if loaded is None:
                     raise Unavailable(f"{pooled.id} was unloaded. Ask again to load it.")
+                if pooled.remote:
+                    raise BadRequest(
+                        f"{pooled.id} is on another server. Choose a model of this machine for embeddings."
+                    )
                 prompts = [await asyncio.to_thread(encode, loaded.tokenizer, text) for text in texts]
                 for prompt in prompts:
                     if not prompt:

@@ -51,5 +51,5 @@ class Reading:
             self._tokens, self._last = event.tokens, now
         if event.finish_reason is not None:
             meter.finished[event.finish_reason] += 1
-            meter.prompt_tokens += self._prompt_tokens
+            meter.prompt_tokens += event.prompt_tokens or self._prompt_tokens
             meter.cached_tokens += event.cached_tokens

@@ -9,6 +9,7 @@ from llmsvc.chat import branches
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.transfer import new_id
 from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from llmsvc.engine.request import Source
 from llmsvc.errors import LlmsvcError
 from llmsvc.models.pool import ModelPool
 from llmsvc.models.pooled import PooledModel
@@ -94,14 +95,14 @@ class Titles:
         chat.pop()
         rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         tokens = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-        text = await self._ask(pooled.engine, tuple(tokens))
+        text = await self._ask(pooled.engine, tuple(tokens), tuple(chat))
         if text is None:
             return False
         if title := clean_title(text):
             self._sessions.entitle(session_id, title)
         return True
 
-    async def _ask(self, engine: Any, tokens: tuple[int, ...]) -> str | None:
+    async def _ask(self, engine: Any, tokens: tuple[int, ...], source: Source) -> str | None:
         """The model's words, or None when it was disturbed."""
         loop, pieces = asyncio.get_running_loop(), list[str]()
         over: asyncio.Future[Any] = loop.create_future()
@@ -116,7 +117,7 @@ class Titles:
         def deliver(event: TokenEvent) -> None:
             loop.call_soon_threadsafe(receive, event)
 
-        request = GenerationRequest(new_id(), tokens, sampling, deliver)
+        request = GenerationRequest(new_id(), tokens, sampling, deliver, source=source)
         engine.submit(request)
         disturbed: asyncio.Future[Any] = asyncio.ensure_future(self._disturbed.wait())
         try:

@@ -9,7 +9,13 @@ from llmsvc.engine import FinishReason, TokenEvent
 from llmsvc.errors import LlmsvcError
 from llmsvc.store.database import Row
 
-_STATES = {FinishReason.STOP: "done", FinishReason.LENGTH: "done", FinishReason.CANCELLED: "stopped"}
+_STATES = {
+    FinishReason.STOP: "done",
+    FinishReason.LENGTH: "done",
+    FinishReason.CANCELLED: "stopped",
+    FinishReason.INTERRUPTED: "interrupted",
+    FinishReason.ERROR: "failed",
+}
 
 
 class Watch:
@@ -106,7 +112,7 @@ class Turn:
         self._first = self._first or now
         self.text += event.text
         self.usage = {
-            "prompt_tokens": self.context.get("prompt", 0),
+            "prompt_tokens": event.prompt_tokens or self.context.get("prompt", 0),
             "completion_tokens": self.tokens_before + event.tokens,
             "cached_tokens": event.cached_tokens,
             "ttft_seconds": round(self._first - self.started, 3),
@@ -115,10 +121,8 @@ class Turn:
             "finish_reason": event.finish_reason or "",
         }
         self.state = "running"
-        if event.finish_reason is FinishReason.ERROR:
-            self.end("failed", LlmsvcError(event.error))
-        elif event.finish_reason is not None:
-            self.end(_STATES[event.finish_reason])
+        if event.finish_reason is not None:
+            self.end(_STATES[event.finish_reason], event.error)
         self.changed()
 
     async def over(self, timeout: float | None = None) -> bool:

@@ -434,7 +434,8 @@ class Turns:
         turn.started = time.monotonic()
         turn.changed()
         deliver = self.crossing.to(turn.receive, model, len(prompt.tokens))
-        request = GenerationRequest(turn.id, prompt.tokens, options.sampling(chosen), deliver, turn.session_id)
+        sampling = options.sampling(chosen)
+        request = GenerationRequest(turn.id, prompt.tokens, sampling, deliver, turn.session_id, prompt.messages)
         if request.sampling.constrained:
             await asyncio.to_thread(engine.submit, request)
         else:

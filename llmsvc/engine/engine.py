@@ -22,7 +22,7 @@ from llmsvc.engine.runner import Runner
 from llmsvc.engine.sampling import make_generator, penalized, sample
 from llmsvc.engine.scheduler import Chunk, Plan, QueueFull, Scheduler, Sequence
 from llmsvc.engine.warmup import Warmup
-from llmsvc.errors import BadRequest, Busy, Unavailable
+from llmsvc.errors import BadRequest, Busy, LlmsvcError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Engine:
             self._scheduler.submit(request)
             self._details[request.id] = _Detail(request, self._tokenizer, self._device, constraint)
         except QueueFull:  # submit() counted before; only a race can come here
-            request.deliver(TokenEvent(request.id, "", 0, FinishReason.ERROR, "The model is busy. Try again."))
+            request.deliver(TokenEvent(request.id, "", 0, FinishReason.ERROR, Busy("The model is busy. Try again.")))
 
     def _run(self) -> None:
         try:
@@ -263,7 +263,7 @@ class Engine:
     def _fail(self, sequence: Sequence, error: Exception) -> None:
         self._scheduler.cached[sequence.slot].clear()
         self._scheduler.finish(sequence)
-        self._end(sequence, FinishReason.ERROR, f"The model failed: {error}")
+        self._end(sequence, FinishReason.ERROR, Unavailable(f"The model failed: {error}"))
 
     def _choose(self, rows: tuple[Sequence, ...], logits: torch.Tensor) -> None:
         """Sample the next token of each sequence, from logits of shape (rows, vocabulary), and deliver it."""
@@ -306,14 +306,14 @@ class Engine:
             return self._finish(sequence, FinishReason.STOP, text)
         if sequence.generated >= request.sampling.max_tokens or len(sequence.tokens) >= self.window:
             return self._finish(sequence, FinishReason.LENGTH, text)
-        event = TokenEvent(request.id, text, sequence.generated, None, "", sequence.cached, detail.take_logprobs())
+        event = TokenEvent(request.id, text, sequence.generated, None, None, sequence.cached, detail.take_logprobs())
         return request.deliver(event)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, text: str = "") -> None:
         self._scheduler.finish(sequence)
         self._end(sequence, reason, text=text)
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "", text: str = "") -> None:
+    def _end(self, sequence: Sequence, reason: FinishReason, error: LlmsvcError | None = None, text: str = "") -> None:
         detail = self._details.pop(sequence.request.id)
         text += detail.detokenizer.finish()
         stop, logprobs = detail.detokenizer.stopped, detail.take_logprobs()

@@ -3,6 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+from llmsvc.errors import LlmsvcError
+
+Source = str | tuple[dict[str, Any], ...]
+"""What a prompt was made of: a text, or messages, of which an answer at the end is continued."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     CANCELLED = "cancelled"
     ERROR = "error"
+    INTERRUPTED = "interrupted"
+    """What there is of it is good, and somebody else can go on with it."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +63,26 @@ class TokenEvent:
 
     ``text`` may be empty: a token can complete no grapheme yet. The last event has a ``finish_reason``.
     ``logprobs``: of the tokens that were chosen since the last event, where they were asked for. ``stop``: the stop
-    string that ended it.
+    string that ended it. ``prompt_tokens``: in the last event, where only who answered knows.
     """
 
     request_id: str
     text: str
     tokens: int
     finish_reason: FinishReason | None = None
-    error: str = ""
+    error: LlmsvcError | None = None
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     stop: str = ""
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """One prompt to continue. ``deliver`` is called on the engine's thread and must not block.
 
-    ``group``: who asks; of what waits, the next one is of the group that has the fewest running.
+    ``group``: who asks; of what waits, the next one is of the group that has the fewest running. ``source``: for who
+    has a tokenizer of their own.
     """
 
     id: str
@@ -80,3 +90,4 @@ class GenerationRequest:
     sampling: SamplingParams
     deliver: Callable[[TokenEvent], None]
     group: str = ""
+    source: Source = ()

@@ -22,15 +22,23 @@ class Wheel:
     """Size of the whole wheel, for the progress bar."""
 
 
+REMOTE = "remote:"
+"""Begins the ids of models that other servers have."""
+
+
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model that can be loaded. ``id`` is a hub id, an absolute folder, or an absolute GGUF file."""
+    """A model that can be loaded. ``id`` is a hub id, an absolute folder, an absolute GGUF file, or a remote model."""
 
     id: str
     bytes: int = 0
     context: int = 0
     default: bool = False
     wheel: Wheel | None = None
+
+    @property
+    def remote(self) -> bool:
+        return self.id.startswith(REMOTE)
 
 
 SMOLLM2 = CatalogueEntry(
@@ -54,6 +62,8 @@ class Catalogue:
         self.models_dir = models_dir
         self.default = default
         self._known = {SMOLLM2.id: SMOLLM2}
+        self.remote: dict[str, int] = {}
+        """Models that other servers have, and their windows; set as a whole by who asks those servers."""
 
     def entry(self, model_id: str) -> CatalogueEntry:
         """The entry of any id that could be loaded.
@@ -62,6 +72,8 @@ class Catalogue:
         """
         if known := self._known.get(model_id):
             return known
+        if model_id.startswith(REMOTE) and model_id.isprintable():
+            return CatalogueEntry(id=model_id, context=self.remote.get(model_id, 0))
         if model_id.startswith(("/", "./", "~", "../")):
             path = Path(model_id).expanduser().resolve()
             if not path.exists():
@@ -123,7 +135,7 @@ class Catalogue:
 
     def list(self) -> list[dict[str, Any]]:
         """Every model that is known without asking the network, the default first."""
-        ids = dict.fromkeys([self.default, *self._known, *self._own(), *_hub_cache_ids()])
+        ids = dict.fromkeys([self.default, *self._known, *self.remote, *self._own(), *_hub_cache_ids()])
         return [row for model_id in ids if (row := self._row(model_id)) is not None]
 
     def _row(self, model_id: str) -> dict[str, Any] | None:
@@ -131,8 +143,9 @@ class Catalogue:
             entry = self.entry(model_id)
         except (BadRequest, NotFound):
             return None
-        folder, path = self.local(entry), Path(entry.id) if entry.id.startswith("/") else None
-        source = "hub" if entry.wheel is None else "hub or wheel"
+        folder = None if entry.remote else self.local(entry)
+        path = Path(entry.id) if entry.id.startswith("/") else None
+        source = "remote" if entry.remote else "hub" if entry.wheel is None else "hub or wheel"
         if path is not None:
             source = "folder" if path.is_dir() else "gguf"
         return {

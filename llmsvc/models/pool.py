@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmsvc.errors import Conflict, LlmsvcError, NotFound, Unavailable
+from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, Unavailable
 from llmsvc.models import memory
-from llmsvc.models.catalogue import Catalogue
+from llmsvc.models.catalogue import REMOTE, Catalogue
 from llmsvc.models.download import Cancelled, fetch, hub_contents
 from llmsvc.models.forecast import ModelForecast, forecast, plan
 from llmsvc.models.headers import Contents, read
@@ -101,6 +101,9 @@ class ModelPool:
     def forecast(self, model_id: str, quantization: str = "none", context: int = 0) -> dict[str, Any]:
         """The row of ``/model_forecast``, from headers alone. Raises BadRequest, NotFound or Unavailable."""
         entry = self.catalogue.entry(model_id)
+        if entry.remote:  # it takes nothing here
+            nothing = dict.fromkeys(("weights_bytes", "kv_bytes_per_token", "load_peak_bytes", "peak_bytes"), 0)
+            return {**nothing, "free_bytes": memory.free_bytes(guess_device(self._device)), "fits": True, "evicts": []}
         path = self.catalogue.described(entry)
         if path is not None and path.is_dir():
             check_folder(path)
@@ -123,6 +126,8 @@ class ModelPool:
         """
         entry = self.catalogue.entry(model_id)
         with self._changed:
+            if entry.remote:
+                return self._there(entry.id)
             pooled = self._models.get(entry.id)
             old = None
             if pooled is not None and pooled.state != "failed" and self._differs(pooled, quantization, device):
@@ -142,9 +147,7 @@ class ModelPool:
         """Lend the model, if it need not be waited for. Give it back with ``release``."""
         with self._changed:
             pooled = self._models.get(model_id)
-            if pooled is None or pooled.state != "ready" or pooled.leaving:
-                return None
-            return self._lend(pooled)
+            return self._lend(pooled) if pooled is not None and pooled.open else None
 
     async def acquire(self, model_id: str) -> PooledModel:
         """Lend a model when it is ready, loading it if need be. Give it back with ``release``.
@@ -158,7 +161,7 @@ class ModelPool:
             try:
                 await asyncio.shield(asyncio.wrap_future(pooled.ready))
                 with self._changed:
-                    if pooled.state == "ready" and not pooled.leaving:
+                    if pooled.open:
                         return self._lend(pooled)
             finally:
                 with self._changed:
@@ -191,14 +194,26 @@ class ModelPool:
     def pin(self, model_id: str, pinned: bool = True) -> dict[str, Any]:
         """Keep a model in memory whatever happens, or no longer. Raises NotFound."""
         with self._changed:
-            pooled = self._there(model_id)
+            pooled = self._own(model_id)
             pooled.pinned = pinned
             if pinned and pooled.state == "parked":
                 self._comeback(pooled)
             self._changed.notify_all()
             return pooled.row()
 
+    def join(self, pooled: PooledModel) -> None:
+        """Take in a model that is on other servers; ``leave`` sends it away."""
+        with self._changed:
+            self._models[pooled.id] = pooled
+
     # Going
+
+    def leave(self, model_id: str) -> None:
+        """Forget a model that no other server has any more."""
+        with self._changed:
+            pooled = self._models.pop(model_id)
+        pooled.state = "unloaded"
+        pooled.engine.close()
 
     def unload(self, model_id: str) -> dict[str, int]:
         """Drop a model and its engine; ends its answers, or its loading. Gives the process's memory in bytes.
@@ -206,7 +221,7 @@ class ModelPool:
         Raises NotFound.
         """
         with self._changed:
-            pooled = self._there(model_id)
+            pooled = self._own(model_id)
             del self._models[pooled.id]
         before = self._held(pooled)
         self._release(pooled)
@@ -219,7 +234,7 @@ class ModelPool:
         """
         entry = self.catalogue.entry(model_id)
         with self._changed:
-            there = self._models.get(entry.id)
+            there = self._own(entry.id) if entry.remote else self._models.get(entry.id)
             if there is not None and there.state != "failed":
                 raise Conflict(f"{entry.id} is loaded. Unload it first.")
         return self.catalogue.remove(entry)
@@ -250,7 +265,18 @@ class ModelPool:
     def _there(self, model_id: str) -> PooledModel:
         if pooled := self._models.get(model_id):
             return pooled
+        if model_id.startswith(REMOTE):
+            raise NotFound(
+                f'No server has "{model_id.removeprefix(REMOTE)[:120]}" now. Choose another model, or have the admin '
+                "add a server that has it on the Models page."
+            )
         raise NotFound(f"{model_id} is not loaded.")
+
+    def _own(self, model_id: str) -> PooledModel:
+        """One that is in this process."""
+        if (pooled := self._there(model_id)).remote:
+            raise BadRequest(f"{model_id} is on another server, and nothing of it is here. Remove that server instead.")
+        return pooled
 
     def _differs(self, pooled: PooledModel, quantization: str, device: str) -> bool:
         wanted = device and guess_device(device)

@@ -27,6 +27,8 @@ class PooledModel:
     used_at: float = field(default_factory=time.monotonic)
     ready: "Future[PooledModel]" = field(default_factory=Future)
     """Ends when the model is ready, or with the error that its loading ended with."""
+    remote: bool = False
+    """It is on other servers: it takes no room here, and nobody here loads or unloads it."""
     pinned: bool = False
     leases: int = 0
     """Turns that use it now, from before they ask for tokens until their end."""
@@ -37,6 +39,11 @@ class PooledModel:
     reserved: int = 0
     """Bytes that are kept for it while it loads."""
     _counted: tuple[float, int, float] = (0.0, 0, 0.0)
+
+    @property
+    def open(self) -> bool:
+        """Whether it can be lent. What is on other servers always can: to ask them is the surest test."""
+        return self.remote or (self.state == "ready" and not self.leaving)
 
     @property
     def answering(self) -> bool:

@@ -127,9 +127,10 @@ def _ledger(row: dict[str, Any]) -> str:
     files = "".join(f"<br>{escape(name)}: {', '.join(dict.fromkeys(found))}" for name, found in places.items())
     used = escape(", ".join(places)) or "no file"
     left = "".join(f'<br><span class="left-out">{escape(note)}.</span>' for note in ledger.get("left_out", ()))
+    read = f"{'about ' if ledger.get('estimated') else ''}{ledger['prompt']:,}"
     flag = ' · <span class="left-out">something was left out</span>' if left else ""
     return (
-        f'\n\n<details class="ledger"><summary>{ledger["prompt"]:,} of {ledger["window"]:,} tokens read · {used}{flag}'
+        f'\n\n<details class="ledger"><summary>{read} of {ledger["window"]:,} tokens read · {used}{flag}'
         f"</summary>{tokens}{files}{left}</details>"
     )
 

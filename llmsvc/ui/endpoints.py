@@ -305,5 +305,27 @@ def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
             admin_only(request)
             return {"freed_bytes": service.pool.delete(model)}
 
+    async def remote_add(request: gr.Request, url: str, key: str = "") -> dict[str, Any]:
+        """Offer the models of another server with an OpenAI API, as remote:ID; key is its API key, and not shown again.
+
+        Gives {url, state, models, key (whether there is one), running, error}. The same address again changes the key.
+        """
+        with shown_errors():
+            admin_only(request)
+            return await service.servers.add(url, key)
+
+    def remote_list(request: gr.Request) -> list[dict[str, Any]]:
+        """The other servers whose models are offered, and how they are."""
+        with shown_errors():
+            admin_only(request)
+            return service.servers.list()
+
+    async def remote_remove(request: gr.Request, url: str) -> dict[str, Any]:
+        """Offer the models of another server no longer."""
+        with shown_errors():
+            admin_only(request)
+            return await asyncio.to_thread(service.servers.remove, url)
+
     made = (model_catalog, model_list, model_forecast, model_load, model_unload, model_pin, model_delete)
-    return {function.__name__: function for function in made}
+    remote = (remote_add, remote_list, remote_remove)
+    return {function.__name__: function for function in (*made, *remote)}

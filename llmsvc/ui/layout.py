@@ -9,7 +9,7 @@ from llmsvc.service import Service
 from llmsvc.ui import chat, files, models, sidebar
 
 GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
-<p>Everything stays on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
+<p>Every chat is kept on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
 KNOBS = ("system", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
@@ -114,6 +114,14 @@ class Layout:
         with gr.Row(elem_id="load-buttons"):
             self.load = gr.Button("Load", variant="primary", elem_id="load-model", scale=4)
             self.delete = gr.Button("Delete its files", elem_id="delete-model", scale=1)
+        with gr.Accordion("Remote servers", open=False, elem_id="remote"):
+            self.servers = gr.HTML(elem_id="servers", js_on_load=models.JS, apply_default_css=False)
+            with gr.Row(elem_id="remote-row"):
+                self.url = gr.Textbox(
+                    label="Address", info="Of a server with an OpenAI API: http://10.0.0.5:8000", max_lines=1, scale=3
+                )
+                self.key = gr.Textbox(label="API key", info="If it wants one", type="password", max_lines=1, scale=2)
+            self.add = gr.Button("Add", size="sm", elem_id="add-server")
 
 
 def _knobs() -> dict[str, Any]:

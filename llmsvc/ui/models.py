@@ -25,7 +25,8 @@ def chip(model_id: str, rows: list[dict[str, Any]]) -> str:
     others = [r for r in rows if r["id"] != model_id and r["state"] in ("ready", "parked")][:_MOST_CHOICES]
     shown = f'<i></i><b>{name}</b><span role="status">{escape(detail)}</span>'
     choices = "".join(_button("use", _short(r["id"]), r["id"]) for r in others)
-    eject = _button("unload", "Unload", model_id) if row and row["state"] in ("ready", "parked") else ""
+    here = row and row["state"] in ("ready", "parked") and row["device"] != "remote"
+    eject = _button("unload", "Unload", model_id) if here else ""
     menu = f'{choices}{eject}<button data-act="tab">More models…</button>'
     return f'<details class="chip {state}"><summary>{shown}</summary><menu>{menu}</menu></details>'
 
@@ -33,6 +34,8 @@ def chip(model_id: str, rows: list[dict[str, Any]]) -> str:
 def _state(row: dict[str, Any] | None) -> tuple[str, str]:
     if row is None:
         return "idle", "loads when you send a message"
+    if row["state"] == "ready" and row["device"] == "remote":
+        return "ready", "on another server · ready"
     if row["state"] == "ready":
         detail = f"{row['dtype']} · {size(row['memory_bytes'])} · {row['device']} · ready"
         return "ready", detail + (" · base model, plain template" if row["plain_template"] else "")
@@ -80,16 +83,43 @@ def _card(row: dict[str, Any], current: bool) -> str:
         )
     if row["state"] == "failed":
         detail = escape(row["error"])
+    if row["device"] == "remote":
+        facts = [row["stage"], f"reads {row['context']:,} tokens", f"{row['running']} running" * bool(row["running"])]
+        facts += [f"{row['queued']} queued" * bool(row["queued"])]
+        detail, buttons = " · ".join(escape(fact) for fact in facts if fact), []
     use = "<em>used in this chat</em>" if current else _button("use", "Use in this chat", name)
     last = {"loading": "Cancel", "failed": "Dismiss"}.get(row["state"], "Unload")
+    end = "" if row["device"] == "remote" else _button("unload", last, name)
     return (
         f'<div class="card {state}"><div><b>{name}</b><span class="state">{state}</span><p>{detail}</p></div>'
-        f'<div class="actions">{use}{"".join(buttons)}{_button("unload", last, name)}</div></div>'
+        f'<div class="actions">{use}{"".join(buttons)}{end}</div></div>'
     )
 
 
 def _button(action: str, label: str, model_id: str) -> str:
     return f'<button data-act="{action}" data-id="{escape(model_id, quote=True)}">{escape(label)}</button>'
+
+
+def servers(rows: list[dict[str, Any]]) -> str:
+    """Other servers, and what they have."""
+    if not rows:
+        return hint("Models of any server with an OpenAI API: vLLM, SGLang, llama.cpp, another llmsvc.")
+    return f'<div class="models">{"".join(map(_server, rows))}</div>'
+
+
+def _server(row: dict[str, Any]) -> str:
+    facts = [row["error"], ", ".join(row["models"]), f"{row['running']} running" * bool(row["running"])]
+    facts += ["with a key" * row["key"], "given with --remote" * row["flag"]]
+    detail, state = escape(" · ".join(filter(None, facts))), "failed" if row["error"] else "ready"
+    remove = "" if row["flag"] else _button("remove", "Remove", row["url"])
+    return (
+        f'<div class="card {state}"><div><b>{escape(row["url"])}</b><span class="state">{row["state"]}</span>'
+        f'<p>{detail}</p></div><div class="actions">{remove}</div></div>'
+    )
+
+
+def hint(text: str) -> str:
+    return f'<p class="hint">{escape(text)}</p>'
 
 
 def forecast(row: dict[str, Any]) -> str:
@@ -123,6 +153,8 @@ def choices(catalogue: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _where(row: dict[str, Any]) -> str:
+    if row["source"] == "remote":
+        return "on another server"
     return "on this machine" if row["local"] else "to be downloaded"
 
 

@@ -120,6 +120,10 @@ class Page:
             queue=False,
             **private,
         )
+        servers: dict[str, Any] = {"outputs": [on.servers], "queue": False, **private}
+        on.models_tab.select(self.on_servers_shown, None, **servers)
+        on.servers.select(self.on_server, None, **servers)
+        on.add.click(self.on_add_server, [on.url, on.key], [on.servers, on.url, on.key], queue=False, **private)
         # The running answer comes to the browser as server-sent events: Gradio's own stream costs ten times as much,
         # and an answer must survive a cut of it.
         on.go.change(None, [on.go], None, js="(go) => { window.llmsvcWatch(go) }", **private)
@@ -344,6 +348,23 @@ class Page:
             freed = await asyncio.to_thread(self._service.pool.delete, model_id.strip())
         gr.Info(f"{size(freed)} are free again.")
         return await self.on_models_shown()
+
+    async def on_servers_shown(self, request: gr.Request) -> str:
+        admin = caller_of(request).admin
+        return models.servers(self._service.servers.list()) if admin else models.hint("The admin adds servers here.")
+
+    async def on_add_server(self, url: str, key: str, request: gr.Request) -> tuple[str, str, str]:
+        with shown_errors():
+            admin_only(request)
+            await self._service.servers.add(url, key)
+        return await self.on_servers_shown(request), "", ""
+
+    async def on_server(self, event: gr.EventData, request: gr.Request) -> str:
+        """Remove a server."""
+        with shown_errors():
+            admin_only(request)
+            await asyncio.to_thread(self._service.servers.remove, str(event.id))
+        return await self.on_servers_shown(request)
 
     # Settings: of all chats, and of the one that is open
 

@@ -207,7 +207,8 @@ def test_the_api_lists_the_contract(client) -> None:
     sessions = {f"/session_{n}" for n in ("create", "list", "get", "rename", "delete", "restore", "export", "import")}
     files = {f"/file_{n}" for n in ("upload", "list", "get", "remove", "retry")}
     models = {f"/model_{n}" for n in ("catalog", "list", "forecast", "load", "unload", "pin", "delete")}
-    assert named == sessions | files | models | {
+    remote = {f"/remote_{n}" for n in ("add", "list", "remove")}
+    assert named == sessions | files | models | remote | {
         "/chat",
         "/attach",
         "/continue",
