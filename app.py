@@ -1,17 +1,16 @@
 """llmsvc: ``python app.py`` opens the page; ``--help`` lists the flags."""
 
-import logging
 import os
 import sys
 
+from llmsvc import logs
 from llmsvc.errors import LlmsvcError
 from llmsvc.settings import parse
 
 
 def main() -> int:
     settings = parse()
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_json)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from llmsvc.service import Service  # after the command line, so that --help answers at once
     from llmsvc.ui.launch import check_port, launch

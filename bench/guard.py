@@ -49,7 +49,9 @@ async def seconds(app: Any, pieces: int, requests: int) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         database = Database(Path(folder))
-        guard = Guard(answer, Accounts(database, [], [], False, False), 7860, "127.0.0.1", 2**20, Counter())
+        guard = Guard(
+            answer, Accounts(database, [], [], False, False), 7860, "127.0.0.1", 2**20, Path(folder), Counter()
+        )
         for name, pieces, requests in (("request", 0, REQUESTS), ("piece of a stream", PIECES, 20)):
             own, with_guard = (asyncio.run(seconds(app, pieces, requests)) for app in (answer, guard))
             cost = (with_guard - own) / (requests * max(1, pieces))

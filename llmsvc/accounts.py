@@ -4,17 +4,22 @@ The store's table ``credentials`` holds passwords as scrypt hashes, and SHA-256 
 which are random enough by themselves.
 """
 
+import argparse
 import hashlib
 import hmac
 import secrets
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 
-from llmsvc.errors import BadRequest, LoginMissing, NotFound, TooMany
+from llmsvc.errors import BadRequest, LlmsvcError, LoginMissing, NotFound, TooMany
 from llmsvc.store.database import Database, Row
+from llmsvc.store.rows import Rows
 
+TABLE = "credentials"
 LOCAL = "local"
 LOGIN_SECONDS = 30 * 24 * 3600
 TRIES, TRIES_SECONDS = 5, 60
@@ -32,6 +37,40 @@ class Caller:
     admin: bool = False
     proven: bool = False
 
+    @property
+    def guest(self) -> bool:
+        return self.owner.startswith("guest:")
+
+
+class Keys:
+    """API keys in the store. Safe from any thread."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def make(self, owner: str, name: str) -> tuple[Row, str]:
+        """Its row, and the key itself, which is known this once. Raises BadRequest."""
+        if not name.strip() or len(name) > 80:
+            raise BadRequest("A key needs a name of 1 to 80 characters, to know it by.")
+        if not owner or owner.startswith("guest:"):
+            raise BadRequest("A key is made for a user. Give a name.")
+        key = f"llmsvc-{secrets.token_urlsafe(32)}"
+        row = {"id": _digest(key), "kind": "key", "owner": owner, "name": name.strip(), "created_at": time.time()}
+        self._rows.add(row)
+        return row, key
+
+    def of(self, owner: str = "") -> list[Row]:
+        """Those of one owner, or of all."""
+        return self._rows.find(lambda row: row["kind"] == "key" and owner in ("", row["owner"]))
+
+    def revoke(self, key_id: str, owner: str = "") -> Row:
+        """Raises NotFound."""
+        for row in self.of(owner):
+            if row["id"][:16] == key_id:
+                self._rows.remove(row["id"])
+                return row
+        raise NotFound("There is no such key. It may have been revoked already.")
+
 
 class Accounts:
     """Answers from memory; changes go to the store. Safe from any thread."""
@@ -40,7 +79,8 @@ class Accounts:
         self, database: Database, logins: Sequence[tuple[str, str]], keys: Sequence[str], public: bool, guests: bool
     ) -> None:
         """``public``: others than this machine's users reach the port; a login is made when nothing is given then."""
-        self._rows = database.index("credentials")
+        self._rows = database.index(TABLE)
+        self._made = Keys(self._rows)
         self.guests = guests
         self.made_password = ""
         if public and not (logins or keys):
@@ -58,7 +98,9 @@ class Accounts:
         for row in self._rows.find(lambda row: row["kind"] == "login"):
             if row["owner"] not in (*self._logins, LOCAL) or row["expires_at"] < time.time():
                 self._rows.remove(row["id"])
-        self._keys = {row["id"]: row["owner"] for row in self._rows.find(lambda row: row["kind"] == "key")}
+        gone = {row["owner"] for row in self._rows.find(lambda row: row["kind"] == "password")} - set(self._logins)
+        # Those of a login that was taken away open nothing.
+        self._keys = {row["id"]: row["owner"] for row in self._made.of() if row["owner"] not in gone}
         self._tokens = {
             row["id"]: (row["owner"], row["expires_at"]) for row in self._rows.find(lambda row: row["kind"] == "login")
         }
@@ -81,6 +123,10 @@ class Accounts:
         if not self.closed:
             return Caller(LOCAL, True)
         return Caller(f"guest:{_digest(guest)[:32]}") if self.guests and guest else None
+
+    def is_admin(self, owner: str) -> bool:
+        """Whether that owner may change what is everybody's."""
+        return owner in self._admins
 
     # Logins
 
@@ -143,30 +189,21 @@ class Accounts:
 
     def make_key(self, owner: str, name: str) -> Row:
         """A new key of ``owner``: shown now, and never again. Raises BadRequest."""
-        if not name.strip() or len(name) > 80:
-            raise BadRequest("A key needs a name of 1 to 80 characters, to know it by.")
-        key = f"llmsvc-{secrets.token_urlsafe(32)}"
-        row = {"id": _digest(key), "kind": "key", "owner": owner, "name": name.strip(), "created_at": time.time()}
-        self._rows.add(row)
+        row, key = self._made.make(owner, name)
         self._keys[row["id"]] = owner
-        return {**_shown(row), "key": key}
+        return {**shown(row), "key": key}
 
-    def keys(self, owner: str = "") -> list[Row]:
-        """Those of one owner, or of all."""
-        rows = self._rows.find(lambda row: row["kind"] == "key" and owner in ("", row["owner"]))
-        return [_shown(row) for row in rows]
+    def keys(self, owner: str) -> list[Row]:
+        """What is known of them: the keys themselves are not."""
+        return [shown(row) for row in self._made.of(owner)]
 
     def revoke_key(self, owner: str, key_id: str) -> None:
         """Raises NotFound."""
-        for row in self._rows.find(lambda row: row["kind"] == "key" and row["owner"] == owner):
-            if row["id"][:16] == key_id:
-                self._keys.pop(row["id"], None)
-                self._rows.remove(row["id"])
-                return
-        raise NotFound("There is no such key. It may have been revoked already.")
+        self._keys.pop(self._made.revoke(key_id, owner)["id"], None)
 
 
-def _shown(row: Row) -> Row:
+def shown(row: Row) -> Row:
+    """A key's row without its hash."""
     return {"id": row["id"][:16], **{name: row[name] for name in ("owner", "name", "created_at")}}
 
 
@@ -176,3 +213,36 @@ def _digest(secret: str) -> str:
 
 def _scrypt(password: str, salt: bytes) -> str:
     return hashlib.scrypt(password.encode(), salt=salt, **_SCRYPT).hex()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m llmsvc.accounts make|list|revoke DIR``, with llmsvc stopped."""
+    parser = argparse.ArgumentParser(prog="python -m llmsvc.accounts", description="API keys. Stop llmsvc first.")
+    parser.add_argument("command", choices=("make", "list", "revoke"))
+    parser.add_argument("dir", type=Path, help="the data directory")
+    parser.add_argument("--for", dest="owner", default=LOCAL, help="whose key is made (local)")
+    parser.add_argument("--name", default="", help="what the new key is known by")
+    parser.add_argument("--id", default="", help="which key is revoked, as list shows it")
+    given = parser.parse_args(arguments)
+    try:
+        database = Database(given.dir)
+        try:
+            keys = Keys(database.index(TABLE))
+            if given.command == "make":
+                print(keys.make(given.owner, given.name)[1])
+            elif given.command == "revoke":
+                print(f"{shown(keys.revoke(given.id))['id']} is revoked.")
+            else:
+                for row in map(shown, keys.of()):
+                    print(f"{row['id']}  {time.strftime('%Y-%m-%d', time.localtime(row['created_at']))}  "
+                          f"{row['owner']}  {row['name']}")  # fmt: skip
+        finally:
+            database.close()
+    except LlmsvcError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

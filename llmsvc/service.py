@@ -16,6 +16,7 @@ from llmsvc.models.catalogue import Catalogue
 from llmsvc.models.pool import Budget, ModelPool
 from llmsvc.models.pooled import PooledModel
 from llmsvc.models.servers import Servers
+from llmsvc.rates import Rates
 from llmsvc.settings import Settings, in_bytes
 from llmsvc.store.database import Database, Row
 
@@ -44,8 +45,11 @@ class Service:
         self.servers = Servers(self.database.index("remotes"), self.pool, settings.remote)
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))
         self.sessions = Sessions(self.database, self.default_model, self.files)
-        self.turns = Turns(self.database, self.sessions, self.pool, self.files)
-        self.completions = Completions(self.pool, self.sessions, self.turns)
+        rates = Rates(
+            "answers", *((settings.rate_limit, settings.guest_rate_limit) if self.accounts.closed else (0, 0))
+        )
+        self.turns = Turns(self.database, self.sessions, self.pool, self.files, rates)
+        self.completions = Completions(self.pool, self.sessions, self.turns, rates)
         self.embeddings = Embeddings(self.completions)
         self.files.resume()
 
@@ -60,6 +64,11 @@ class Service:
         """Raises UnknownModel for one that only the admin may bring here. Reads the disk."""
         if model and not caller.admin:
             self.completions.check(model)
+
+    def import_session(self, caller: Caller, text: str) -> Row:
+        """A new session from exported text. Who may bring no model here brings none by a chat. Raises BadRequest."""
+        allowed = None if caller.admin else {row["id"] for row in self.completions.listed()}
+        return self.sessions.import_(caller.owner, text, allowed)
 
     def delete_session(self, owner: str, session_id: str) -> Row:
         """Delete a session, ending its answer first. Call on the event loop. Raises NotFound."""

@@ -34,7 +34,11 @@ class Settings:
     api_key: tuple[str, ...] = ()
     remote: tuple[str, ...] = ()
     max_upload: str = "50mb"
+    rate_limit: int = 600
+    guest_rate_limit: int = 20
+    mcp: bool = False
     log_level: str = "info"
+    log_json: bool = False
 
     @property
     def public(self) -> bool:
@@ -80,14 +84,18 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = o
     add("--full-weights", "on a CPU, do not round the weights of small models to 8 bits", action="store_true")
     add("--memory", "what loaded models may take together, such as 8gb (0: most of what is free)", type=_bytes)
     add("--parked-memory", "what models that had to go may keep of it (0: a part of what is free)", type=_bytes)
-    add("--idle-minutes", "unload models that nobody used for so long (0: never)", type=_minutes)
+    add("--idle-minutes", "unload models that nobody used for so long (0: never)", type=_count)
     add("--share", "make a public link", action="store_true")
     add("--guests", "let visitors without a login in, each with chats of their own", action="store_true")
     add("--auth", "a login; may be repeated", metavar="USER:PASSWORD", action="append", type=_login)
     add("--api-key", "a key for scripts; may be repeated", metavar="KEY", action="append", type=_key)
     add("--remote", "a server whose models are offered too; may be repeated", metavar="URL", action="append", type=_url)
     add("--max-upload", "largest file that may be uploaded (50mb)", type=_size)
+    add("--rate-limit", "answers a minute for each login or key (600; 0: any number)", type=_count)
+    add("--guest-rate-limit", "answers a minute for each guest (20; 0: any number)", type=_count)
+    add("--mcp", "offer the endpoints as tools of the Model Context Protocol", action="store_true")
     add("--log-level", "debug, info, warning or error", choices=_LOG_LEVELS)
+    add("--log-json", "log as JSON, with a line for each request", action="store_true")
     values = vars(parser.parse_args(arguments))
     for name in ("auth", "api_key", "remote"):
         values[name] = tuple(values[name])
@@ -154,9 +162,9 @@ def _bytes(text: str) -> int:
     return 0 if text == "0" else in_bytes(_size(text))
 
 
-def _minutes(text: str) -> int:
+def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"minutes are a whole number, not {text!r}")
+        raise argparse.ArgumentTypeError(f"this is a whole number from 0, not {text!r}")
     return int(text)
 
 

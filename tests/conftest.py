@@ -36,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop("LLMSVC_NO_COMPILE", None)
 
 
+def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
+    attacks = sum(item.get_closest_marker("attack") is not None for item in items)
+    return [f"{attacks} attacks on a service that others can reach"] if attacks else []
+
+
 @pytest.fixture
 def crashes(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--crashes"))

@@ -10,16 +10,18 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
-    "ui": {"ui", "http", "service", "accounts", "chat", "files", "models", "settings", "errors"},
-    "http": {"http", "service", "accounts", "chat", "models", "settings", "errors"},
-    "service": {"accounts", "chat", "files", "models", "store", "settings", "errors"},
+    "ui": {"ui", "http", "service", "accounts", "logs", "chat", "files", "models", "settings", "errors"},
+    "http": {"http", "service", "accounts", "chat", "models", "settings", "rates", "logs", "errors"},
+    "service": {"accounts", "chat", "files", "models", "store", "settings", "rates", "errors"},
     "accounts": {"store", "errors"},
-    "chat": {"chat", "files", "models", "engine", "store", "errors"},
+    "chat": {"chat", "files", "models", "engine", "store", "rates", "logs", "errors"},
     "files": {"files", "store", "errors"},
     "models": {"models", "engine", "store", "errors"},
     "engine": {"engine", "errors"},
     "store": {"store", "errors"},
     "settings": {"models", "errors"},
+    "rates": {"errors"},
+    "logs": set(),
     "errors": set(),
 }
 

@@ -1,9 +1,10 @@
 """Answers that belong to no chat: what scripts ask for, with all messages given. Leaving one cancels it."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from llmsvc.chat import options
@@ -15,12 +16,16 @@ from llmsvc.chat.turns import Turns
 from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from llmsvc.engine.request import Source, TokenLogprob
 from llmsvc.errors import BadRequest, LlmsvcError, TooLong, Unavailable, UnknownModel
+from llmsvc.logs import event
 from llmsvc.models.pool import ModelPool
 from llmsvc.models.pooled import PooledModel
 from llmsvc.models.remote import Estimate
+from llmsvc.rates import Rates
 from llmsvc.store.database import Row
 
 __all__ = ["Answer", "Ask", "Completions", "Piece", "TokenLogprob", "Usage", "encode"]
+
+log = logging.getLogger(__name__)
 
 MOST_CHOICES = 16
 """Answers to one request."""
@@ -89,13 +94,13 @@ class Answer(Protocol):
 class Completions:
     """Makes answers. Lives on the event loop."""
 
-    def __init__(self, pool: ModelPool, sessions: Sessions, turns: Turns) -> None:
-        self._pool, self._sessions, self._turns = pool, sessions, turns
+    def __init__(self, pool: ModelPool, sessions: Sessions, turns: Turns, rates: Rates) -> None:
+        self._pool, self._sessions, self._turns, self.rates = pool, sessions, turns, rates
 
     def ask(self, owner: str, ask: Ask) -> AbstractAsyncContextManager[Answer]:
         """An answer that is cancelled when its context is left. Entering waits for the model.
 
-        Raises BadRequest, UnknownModel, TooLong, Busy or Unavailable, with nothing begun.
+        Raises BadRequest, TooMany, UnknownModel, TooLong, Busy or Unavailable, with nothing begun.
         """
         return self._ask(owner, ask)
 
@@ -104,6 +109,7 @@ class Completions:
         wanted = ask.n * max(1, len(ask.prompts))
         if not 1 <= wanted <= MOST_CHOICES:
             raise BadRequest(f"One request has 1 to {MOST_CHOICES} answers, not {wanted}. Send several requests.")
+        self.rates.take(owner, wanted)
         with self._turns.busy():
             async with self.model(ask.model) as pooled:
                 requests = await asyncio.to_thread(self._requests, pooled, ask)
@@ -120,6 +126,7 @@ class Completions:
                     yield answer
                 finally:
                     answer.cancel()
+                    event(log, logging.INFO, "answer", **asdict(answer.usage), owner=owner, model=pooled.id)
 
     @asynccontextmanager
     async def ask_in(self, owner: str, session_id: str, ask: Ask) -> AsyncIterator[Answer]:

@@ -19,13 +19,16 @@ class Embeddings:
         self._one = asyncio.Semaphore(1)
         self._waiting = 0
 
-    async def make(self, model: str, texts: Sequence[str | Sequence[int]]) -> tuple[str, list[list[float]], int]:
+    async def make(
+        self, owner: str, model: str, texts: Sequence[str | Sequence[int]]
+    ) -> tuple[str, list[list[float]], int]:
         """The model's id, the vectors and the tokens of all texts.
 
-        Raises BadRequest, TooLong, UnknownModel, Busy or Unavailable.
+        Raises BadRequest, TooMany, TooLong, UnknownModel, Busy or Unavailable.
         """
         if not 1 <= len(texts) <= MOST_TEXTS:
             raise BadRequest(f"One request takes 1 to {MOST_TEXTS} texts, not {len(texts)}. Send several requests.")
+        self._completions.rates.take(owner)
         if self._waiting >= MOST_WAITING:
             raise Busy("Many other texts are being embedded. Try again in a moment.")
         self._waiting += 1

@@ -21,6 +21,9 @@ DEFAULTS: Row = {
     "system": "",
 }
 
+MOST_STOPS = 64
+"""Each is looked for in each piece of an answer."""
+
 _LIMITS = {
     "temperature": (0.0, 5.0),
     "top_p": (0.0, 1.0),
@@ -49,6 +52,8 @@ def checked(values: Row) -> Row:
         stops = [values["stop"]] if isinstance(values["stop"], str) else values["stop"] or []
         if not isinstance(stops, list | tuple) or not all(isinstance(s, str) for s in stops):
             raise BadRequest("stop must be a string or a list of strings.")
+        if len(stops) > MOST_STOPS or sum(map(len, stops)) > MOST_STOPS * 100:
+            raise BadRequest(f"stop has at most {MOST_STOPS} strings, which are short. Leave some out.")
         found["stop"] = [s for s in stops if s]
     if "seed" in values:
         seed = values["seed"]

@@ -3,16 +3,18 @@
 import json
 import sys
 import time
+from collections.abc import Container
 from itertools import islice
 
 from llmsvc.chat import branches, transfer
 from llmsvc.chat.transfer import new_id
-from llmsvc.errors import BadRequest, NotFound
+from llmsvc.errors import BadRequest, Conflict, NotFound
 from llmsvc.files.files import Files
 from llmsvc.store.database import LISTED, Database, Row
 from llmsvc.store.search import Needle
 
 UNDO_SECONDS = 300
+MOST_OF_GUEST = 100
 _MAX_TITLE = 120
 NEW_TITLE = "New chat"
 
@@ -28,6 +30,9 @@ class Sessions:
         self.purge()
 
     def create(self, owner: str, title: str = "", model: str = "") -> Row:
+        """Raises Conflict for a guest who has too many."""
+        if owner.startswith("guest:") and len(self._db.newest_sessions(owner, MOST_OF_GUEST)) == MOST_OF_GUEST:
+            raise Conflict(f"A visitor may have {MOST_OF_GUEST} chats. Delete one first.")
         now = time.time()
         row = {
             "id": new_id(),
@@ -148,9 +153,13 @@ class Sessions:
         others = [row for row in self._db.messages(session_id) if row["id"] not in here]
         return json.dumps({**session, "other_branches": others}, ensure_ascii=False, indent=1)
 
-    def import_(self, owner: str, text: str) -> Row:
-        """A new session from exported JSON or Markdown. Raises BadRequest."""
+    def import_(self, owner: str, text: str, allowed: Container[str] | None = None) -> Row:
+        """A new session from exported JSON or Markdown, without models that are not ``allowed``. Raises BadRequest."""
         found = transfer.read(text)
+        if allowed is not None:
+            found.model = found.model if found.model in allowed else ""
+            for row in found.messages:  # one that was cut is continued with its own model
+                row["model"] = row["model"] if row["model"] in allowed else ""
         created = self.create(owner, found.title, found.model)
         self._db.add_messages(created["id"], found.messages)
         turns = sum(m["role"] == "user" for m in found.messages)

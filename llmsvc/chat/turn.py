@@ -7,6 +7,7 @@ from typing import Any
 from llmsvc.chat.transfer import new_id
 from llmsvc.engine import FinishReason, TokenEvent
 from llmsvc.errors import LlmsvcError
+from llmsvc.logs import REQUEST
 from llmsvc.store.database import Row
 
 _STATES = {
@@ -60,7 +61,8 @@ class Turn:
         self.context: Row = {}
         self.sources: list[Row] = []
         self.engine: Any = None
-        self.started = time.monotonic()
+        self.request = REQUEST.get()
+        self.begun = self.started = time.monotonic()
         self.watches: set[Watch] = set()
         self._first = 0.0
         self._over = asyncio.Event()
@@ -86,6 +88,18 @@ class Turn:
             "sources": self.sources,
             "error": str(self.error or ""),
             "note": self.note,
+        }
+
+    def record(self) -> Row:
+        """What the log says of it."""
+        names = ("prompt_tokens", "completion_tokens", "cached_tokens", "ttft_seconds")
+        return {
+            "request": self.request,
+            "turn": self.id,
+            "owner": self.owner,
+            "state": self.state,
+            **{name: self.usage.get(name, 0) for name in names},
+            "seconds": round(time.monotonic() - self.begun, 3),
         }
 
     def changed(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,15 +17,18 @@ from llmsvc.chat.turn import Turn, Watch, can_continue
 from llmsvc.engine import GenerationRequest
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, StorageError, Unavailable
 from llmsvc.files.files import Files
+from llmsvc.logs import event
 from llmsvc.models.pool import ModelPool
 from llmsvc.models.pooled import PooledModel
+from llmsvc.rates import Rates
 from llmsvc.store.database import Database, Row
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 0.75
 FRAMES_AT_ONCE = 32
-"""With more watchers than this, frames come less often, so that what all of them cost stays the same."""
+"""With more watchers than this, frames come less often, so that what all of them cost stays the same. Each owner has an
+equal part of it, however many watch."""
 IDLE_SECONDS = 15.0
 """A watcher of an answer that waits gets the same frame again after so long: what is silent is cut by proxies."""
 MOST_QUEUED = 20
@@ -34,14 +38,16 @@ STALE = "This chat went on elsewhere. Here is its newest state; your text is sti
 class Turns:
     """Starts, watches and stops turns. Lives on one event loop, on which all of its methods are called."""
 
-    def __init__(self, database: Database, sessions: Sessions, pool: ModelPool, files: Files) -> None:
+    def __init__(self, database: Database, sessions: Sessions, pool: ModelPool, files: Files, rates: Rates) -> None:
+        self._rates = rates
         self._db, self._sessions, self._pool, self._files = database, sessions, pool, files
         self._active: dict[str, Turn] = {}
         self._queued: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._titles = Titles(database, sessions, pool)
         self.crossing = Crossing()
-        self._watchers = self._others = 0
+        self._watchers: Counter[str] = Counter()
+        self._others = 0
         self._closing = False
         self._mark_interrupted()
 
@@ -78,8 +84,8 @@ class Turns:
     ) -> Turn:
         """Store the user's message and begin its answer, or let it wait for the one that runs; return at once.
 
-        ``version``: what the client knows of the session. Raises BadRequest, NotFound, or Conflict when the client is
-        out of date or too much waits already; nothing is stored then.
+        ``version``: what the client knows of the session. Raises BadRequest, NotFound, TooMany, or Conflict when the
+        client is out of date or too much waits already; nothing is stored then.
         """
         session = self._sessions.row(owner, session_id)
         if self._closing:
@@ -90,6 +96,7 @@ class Turns:
             raise Conflict(STALE)
         model = self._pool.catalogue.entry(model or session["model"]).id
         chosen = self._options(session, model, values)
+        self._rates.take(owner)
         turn = Turn(session_id, owner, new_id())
         if session_id not in self._active and not self._waits(session_id):
             self._begin(turn, self._tip_id(session_id), text, model, chosen)
@@ -112,6 +119,7 @@ class Turns:
         if not text.strip():
             raise BadRequest("The message is empty. Type something first.")
         if row["role"] == "user":
+            self._rates.take(owner)
             turn = Turn(session_id, owner, new_id())
             self._begin(turn, row["parent"], text, session["model"], self._options(session, session["model"], values))
             return turn
@@ -130,6 +138,7 @@ class Turns:
         question = row["id"] if row["role"] == "user" else row["parent"]
         if not question:
             raise BadRequest("This message answers nothing, so it cannot be made again.")
+        self._rates.take(owner)
         turn = Turn(session_id, owner, new_id())
         self._begin(turn, question, None, session["model"], self._options(session, session["model"], values))
         return turn
@@ -144,6 +153,7 @@ class Turns:
         if answer is None or not can_continue(answer):
             raise BadRequest("The last answer is complete: there is nothing to continue. Ask for more instead.")
         self._resting(owner, session_id, answer["id"], version)
+        self._rates.take(owner)
         turn = Turn(session_id, owner, answer["id"])
         turn.text, turn.tokens_before = answer["content"], answer["usage"].get("completion_tokens", 0)
         turn.sources = answer["sources"]
@@ -250,21 +260,23 @@ class Turns:
         watch = watch or Watch()
         seen: tuple[int, str, str] = (offset, "", "")
         turn.watches.add(watch)
-        self._watchers += 1
+        self._watchers[turn.owner] += 1
         try:
             while not watch.closed:
                 finished, now = turn.finished, (len(turn.text), turn.state, turn.note)
                 if now != seen:
                     seen = now
                     yield turn.text, turn.status()
-                    if not finished and (more := self._watchers / FRAMES_AT_ONCE - 1) > 0:
+                    sharing = self._watchers[turn.owner] * len(self._watchers)
+                    if not finished and (more := sharing / FRAMES_AT_ONCE - 1) > 0:
                         await asyncio.sleep(CROSSING_SECONDS * more)
                 elif not finished and not await watch.wait(IDLE_SECONDS):
                     seen = (-1, "", "")
                 if finished:
                     return
         finally:
-            self._watchers -= 1
+            self._watchers[turn.owner] -= 1
+            self._watchers += Counter()  # without those who are gone
             turn.watches.discard(watch)
 
     async def close(self) -> None:
@@ -399,6 +411,7 @@ class Turns:
             turn.error = turn.error or error
         del self._active[turn.session_id]
         turn.finish()
+        event(log, logging.INFO, "turn", **turn.record(), model=model)
         if turn.outcome == "done":
             self._titles.want(turn.session_id, model)
         self._next(turn.session_id)

@@ -38,7 +38,7 @@ class Constraints:
                 grammar = llguidance.LLMatcher.grammar_from_json_schema(params.json_schema)
             else:
                 grammar = llguidance.LLMatcher.grammar_from_regex(params.regex)
-            matcher = llguidance.LLMatcher(self._known, grammar)
+            matcher = llguidance.LLMatcher(self._known, grammar, log_level=0)
         except Exception as error:  # the library raises ValueError for some mistakes, and others of its own
             raise BadRequest(f"The schema or expression cannot be followed: {error}") from None
         if message := matcher.get_error():

@@ -15,7 +15,7 @@ from typing import Any
 
 from llmsvc.errors import BadRequest, Conflict, NotFound, StorageError
 from llmsvc.files.ingest import Ingest, Job, Outcome
-from llmsvc.files.limits import Limits, size
+from llmsvc.files.limits import GUESTS_TOGETHER, Limits, size
 from llmsvc.files.retrieval import Document, Library
 from llmsvc.store.database import Database, Row
 
@@ -49,7 +49,7 @@ class Files:
         """Move an upload in, and begin to parse it. Raises NotFound, BadRequest or Conflict when it is too much."""
         try:
             self._db.owned_session(owner, session_id)
-            row = self._checked(session_id, name, upload)
+            row = self._checked(owner, name, upload)
             with self._lock:
                 if len(self.rows(session_id)) >= self.limits.files:
                     raise Conflict(f"A chat may have at most {self.limits.files} files. Remove one first.")
@@ -190,15 +190,14 @@ class Files:
         self._db.owned_session(owner, session_id)
         return self._db.file(session_id, file_id)
 
-    def _checked(self, session_id: str, name: str, upload: Path) -> Row:
+    def _checked(self, owner: str, name: str, upload: Path) -> Row:
         try:
             count = upload.stat().st_size
         except OSError:
             raise BadRequest("The upload did not arrive whole. Upload the file again.") from None
         if count > self.limits.upload:
             raise BadRequest(f"This file has {size(count)}; at most {size(self.limits.upload)} may be uploaded.")
-        if self._db.stored_bytes() + count > self.limits.quota:
-            raise Conflict(f"All uploads together may have {size(self.limits.quota)}. Remove files first.")
+        self._check_quota(owner, count)
         if self._db.free_bytes() - count < self.limits.free_disk:
             raise Conflict("The disk is nearly full, so nothing more is taken. Free some space first.")
         return {
@@ -215,6 +214,18 @@ class Files:
             "locked": False,
             "created_at": time.time(),
         }
+
+    def _check_quota(self, owner: str, more: int) -> None:
+        """Raises Conflict."""
+        kept, limits = self._db.stored_bytes(), self.limits
+        bounds = [("All uploads", sum(kept.values()), limits.quota)]
+        if _guest(owner):
+            of_guests = sum(count for name, count in kept.items() if _guest(name))
+            bounds += [("All visitors' uploads", of_guests, GUESTS_TOGETHER * limits.guest_quota)]
+        bounds += [("Your uploads", kept.get(owner, 0), limits.guest_quota if _guest(owner) else limits.owner_quota)]
+        for what, count, most in bounds:
+            if count + more > most:
+                raise Conflict(f"{what} together may have {size(most)}. Remove files first.")
 
     def _keep(self, upload: Path, target: Path) -> None:
         """Durably. Raises OSError."""
@@ -310,6 +321,10 @@ class _Work:
     def _update(self, fields: Row) -> bool:
         with self._db.session_rows(self._session_id, "files") as rows:
             return rows.update(self._job.id, fields)
+
+
+def _guest(owner: str) -> bool:
+    return owner.startswith("guest:")
 
 
 def clean_name(name: str) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 MB = 1_000_000
+GUESTS_TOGETHER = 10
 
 
 @dataclass(frozen=True)
@@ -12,8 +13,11 @@ class Limits:
     upload: int = 50 * MB
     files: int = 50
     """In one chat."""
-    quota: int = 10_000 * MB
+    quota: int = 50_000 * MB
     """All uploads of this service together."""
+    owner_quota: int = 10_000 * MB
+    guest_quota: int = 200 * MB
+    """Of each guest; all guests together have ``GUESTS_TOGETHER`` times as much."""
     free_disk: int = 500 * MB
     """Left for everything else."""
     characters: int = 5_000_000

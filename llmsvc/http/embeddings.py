@@ -28,10 +28,10 @@ def add_routes(router: APIRouter, service: Service) -> None:
     @router.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, request: Request) -> dict[str, Any]:
         """Texts as vectors of length 1: the mean of the model's last hidden states."""
-        owner_of(request)
+        owner = owner_of(request)
         if body.dimensions is not None:
             raise BadRequest("dimensions is not supported. Leave it out: vectors have the model's own size.")
-        model, vectors, tokens = await while_there(request, service.embeddings.make(body.model, body.texts()))
+        model, vectors, tokens = await while_there(request, service.embeddings.make(owner, body.model, body.texts()))
         coded = [_base64(vector) for vector in vectors] if body.encoding_format == "base64" else vectors
         rows = [{"object": "embedding", "index": number, "embedding": one} for number, one in enumerate(coded)]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}

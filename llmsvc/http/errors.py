@@ -62,10 +62,15 @@ class ApiRoute(APIRoute):
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
             except Exception:
-                log.exception("%s failed", request.url.path)
+                log.exception("%s failed", self.path)
                 return refused(LlmsvcError("This request failed inside the service. Its log says why."))
 
         return guarded
+
+
+async def unreadable(_: Request, error: Exception) -> Response:
+    """A handler for what Gradio's routes cannot read; FastAPI's own fails where a number is none."""
+    return refused(*_first(error)) if isinstance(error, RequestValidationError) else refused(_UNREADABLE)
 
 
 def _first(error: RequestValidationError) -> tuple[BadRequest, str | None]:

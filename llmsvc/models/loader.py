@@ -80,7 +80,7 @@ def load(
         lambda share: progress("Loading the weights", int(share * expected.weights_bytes), expected.weights_bytes)
     )
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with _ONE_AT_A_TIME:
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,

@@ -198,13 +198,15 @@ class Database:
         self._remove_from_disk(session_id, file_id)
         self._removed.remove(file_id)
 
-    def stored_bytes(self) -> int:
-        """Of all that is kept of files."""
-        kept = 0
+    def stored_bytes(self) -> dict[str, int]:
+        """Of all that is kept of files, by owner."""
+        kept: dict[str, int] = {}
         with suppress(FileNotFoundError):
             for folder in os.scandir(self._dir / "files"):
+                owner = (self._sessions.get(folder.name) or {}).get("owner", "")
                 with suppress(FileNotFoundError):
-                    kept += sum(entry.stat().st_size for entry in os.scandir(folder))
+                    size = sum(entry.stat().st_size for entry in os.scandir(folder))
+                    kept[owner] = kept.get(owner, 0) + size
         return kept
 
     def free_bytes(self) -> int:

@@ -66,7 +66,7 @@ def _session_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
     def session_import(request: gr.Request, text: str) -> dict[str, Any]:
         """Create a session from exported JSON text."""
         with shown_errors():
-            return sessions.import_(owner_of(request), text)
+            return service.import_session(caller_of(request), text)
 
     made = (session_create, session_list, session_get, session_rename)
     changed = (session_delete, session_restore, session_export, session_import)

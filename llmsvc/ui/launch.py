@@ -2,28 +2,37 @@
 
 import asyncio
 import gc
+import logging
+import os
+import shutil
 import signal
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import gradio.routes
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp
 
 from llmsvc.errors import Conflict
+from llmsvc.http import patience
+from llmsvc.http.errors import unreadable
 from llmsvc.http.guard import Guard
 from llmsvc.http.metrics import Counts
 from llmsvc.http.routes import make_routes
 from llmsvc.service import Service
 from llmsvc.settings import Settings
+from llmsvc.ui import tools
 from llmsvc.ui.page import Page
+from llmsvc.ui.shut import shut
 
+UNCLAIMED_SECONDS = 600
+"""How long an upload stays that no event takes in."""
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
@@ -41,9 +50,31 @@ def check_port(settings: Settings) -> None:
             ) from error
 
 
+def _upload_folder(data_dir: Path) -> Path:
+    """Where Gradio keeps uploads until they are taken in: nobody else on this machine may look, and nothing stays."""
+    folder = data_dir / "uploads"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    return folder
+
+
+def _forget(uploads: Path) -> None:
+    """Delete what no event took in."""
+    for path in uploads.rglob("*"):
+        with suppress(OSError):  # taken meanwhile, or a folder that is not empty
+            if time.time() - path.stat().st_ctime > UNCLAIMED_SECONDS:
+                path.rmdir() if path.is_dir() else path.unlink()
+
+
 def launch(service: Service) -> None:
     """Serve until SIGINT or SIGTERM. Models begin to load once the page is reachable."""
     settings = service.settings
+    uploads = _upload_folder(settings.data_dir)
+    shut()
+    patience.install()
+    if settings.mcp:
+        tools.install()
     demo = Page(service).build()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -54,9 +85,10 @@ def launch(service: Service) -> None:
 
     counts: Counts = Counter()
     most_uploaded = 4 * settings.max_upload_bytes  # several files come together
-    guard = Middleware(Guard, service.accounts, settings.port, settings.host, most_uploaded, counts)
-    # As it stands, Gradio invites every site's page in. The guard lets none in, so there is nobody to invite.
-    gradio.routes.CustomCORSMiddleware = _nothing
+    level = logging.INFO if settings.log_json else logging.DEBUG  # each open page asks once a second
+    guard = Middleware(
+        Guard, service.accounts, settings.port, settings.host, most_uploaded, uploads, counts, level, settings.mcp
+    )
     demo.queue(default_concurrency_limit=None, max_size=256, api_open=False)
     demo.launch(
         server_name=settings.host,
@@ -71,14 +103,20 @@ def launch(service: Service) -> None:
         run_history=False,
         footer_links=[],
         enable_monitoring=False,
-        blocked_paths=[str(settings.data_dir)],
+        mcp_server=settings.mcp,
+        blocked_paths=[str(settings.data_dir / name) for name in ("index.json", "sessions", "files", "models")],
         favicon_path=str(ASSETS / "favicon.svg"),
         theme=gr.themes.Default(
             primary_hue="indigo", neutral_hue="slate", font=["Inter", "ui-sans-serif", "system-ui", "sans-serif"]
         ),
         css_paths=[ASSETS / "style.css"],
         head_paths=[ASSETS / "head.html"],
-        app_kwargs={"routes": make_routes(service, counts).routes, "middleware": [guard], "lifespan": lifespan},
+        app_kwargs={
+            "routes": make_routes(service, counts).routes,
+            "middleware": [guard],
+            "lifespan": lifespan,
+            "exception_handlers": {RequestValidationError: unreadable},
+        },
     )
     print(f"llmsvc is open on http://{settings.host}:{settings.port}", flush=True)
     if service.accounts.made_password:
@@ -93,12 +131,8 @@ def launch(service: Service) -> None:
     service.preload()
     while not stopped.wait(60):
         service.tidy()
+        _forget(uploads)
     print("\nStopping; running answers are kept.", flush=True)
     # First the answers: a server that closes waits for its streams, and those wait for them.
     asyncio.run_coroutine_threadsafe(service.stop(), loops[0]).result()
     demo.close(verbose=False)
-
-
-def _nothing(app: ASGIApp, **_: object) -> ASGIApp:
-    """A middleware that does nothing."""
-    return app

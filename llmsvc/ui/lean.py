@@ -14,6 +14,8 @@ import gradio as gr
 import gradio.queueing
 from gradio.blocks import BlocksConfig
 
+from llmsvc.ui.shut import ShutBlocks
+
 # Gradio looks for it around every call, on the whole path when it is not there. Nothing here draws with it.
 sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
 
@@ -78,7 +80,7 @@ class _LeanConfig(BlocksConfig):  # type: ignore[misc]
         return made
 
 
-class LeanBlocks(gr.Blocks):  # type: ignore[misc]
+class LeanBlocks(ShutBlocks):
     """``gr.skip()`` costs nothing, and to show or hide a component little: as they stand, each builds it anew."""
 
     def __init__(self, **kwargs: Any) -> None:

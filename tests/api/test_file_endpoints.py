@@ -55,13 +55,11 @@ def test_upload_list_get_remove(client, session, app, tmp_path) -> None:
         client.predict(session, row["id"], api_name="/file_get")
 
 
-def test_an_upload_does_not_stay_where_others_can_fetch_it(client, session, tmp_path) -> None:
+def test_an_upload_does_not_stay_where_others_can_fetch_it(app, client, session, tmp_path) -> None:
     secret = b"a secret that nobody else may fetch"
     row = upload(client, session, tmp_path / "secret.txt", secret)
     read(client, session, row["id"])
-    from gradio.utils import get_upload_folder
-
-    kept = [path for path in Path(get_upload_folder()).rglob("*") if path.is_file() and path.read_bytes() == secret]
+    kept = [path for path in (app.data_dir / "uploads").rglob("*") if path.is_file() and path.read_bytes() == secret]
     assert kept == []
 
 

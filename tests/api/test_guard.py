@@ -4,6 +4,7 @@ import httpx
 import pytest
 from clients import CAPITAL, MODEL
 
+pytestmark = pytest.mark.attack
 PATHS = ["/", "/config", "/health", "/v1/models", "/gradio_api/info", "/gradio_api/queue/join", "/v1/chat/completions"]
 
 

@@ -9,6 +9,8 @@ import pytest
 from gradio_client import Client
 from playwright.sync_api import Browser
 
+pytestmark = pytest.mark.attack
+
 
 @pytest.fixture
 def elsewhere() -> Iterator[tuple[str, list[str]]]:
