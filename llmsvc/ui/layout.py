@@ -6,10 +6,12 @@ from typing import Any
 import gradio as gr
 
 from llmsvc.service import Service
-from llmsvc.ui import chat, files, models, sidebar
+from llmsvc.ui import chat, files, keys, models, sidebar
 
 GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
 <p>Every chat is kept on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
+ONLY_ADMIN = '<p class="hint">Only the admin of this service can change this; each chat has its own, at the right.</p>'
+NO_LOADING = '<p class="hint">Only the admin of this service loads and unloads models. You can use those above.</p>'
 KNOBS = ("system", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
@@ -30,7 +32,9 @@ class Layout:
                 self._files()
             with gr.Tab("Settings", id="settings", elem_id="tab-settings"):
                 gr.HTML('<p class="hint">How answers are made, in every chat. Saved as you change them.</p>')
+                self.only_admin = gr.HTML(ONLY_ADMIN, visible=False)
                 self.defaults = _knobs()
+                self.keys = keys.Keys(self._service)
         with gr.Sidebar(width=300, elem_id="panel", position="right", open=False):
             gr.HTML('<h3 class="panel-title">This chat</h3><p class="hint">Over the defaults in Settings.</p>')
             self.own = _knobs()
@@ -98,6 +102,7 @@ class Layout:
 
     def _models(self) -> None:
         self.table = gr.HTML(elem_id="model-list", js_on_load=models.JS, apply_default_css=False)
+        self.no_loading = gr.HTML(NO_LOADING, visible=False)
         with gr.Row(elem_id="load-row"):
             self.choice = gr.Dropdown(
                 choices=models.choices(self._service.catalogue.list()),
@@ -111,10 +116,10 @@ class Layout:
                 ["none", "int8", "nf4"], value="none", label="Quantization", info="bitsandbytes", scale=1
             )
         self.forecast = gr.HTML(elem_id="forecast", apply_default_css=False)
-        with gr.Row(elem_id="load-buttons"):
+        with gr.Row(elem_id="load-buttons") as self.load_buttons:
             self.load = gr.Button("Load", variant="primary", elem_id="load-model", scale=4)
             self.delete = gr.Button("Delete its files", elem_id="delete-model", scale=1)
-        with gr.Accordion("Remote servers", open=False, elem_id="remote"):
+        with gr.Accordion("Remote servers", open=False, elem_id="remote") as self.remote:
             self.servers = gr.HTML(elem_id="servers", js_on_load=models.JS, apply_default_css=False)
             with gr.Row(elem_id="remote-row"):
                 self.url = gr.Textbox(

@@ -17,15 +17,15 @@ element.addEventListener('click', (e) => {
 _MOST_CHOICES = 8
 
 
-def chip(model_id: str, rows: list[dict[str, Any]]) -> str:
-    """State of the model that the open chat uses, and the other loaded ones to switch to."""
+def chip(model_id: str, rows: list[dict[str, Any]], admin: bool) -> str:
+    """State of the model that the open chat uses, and the other loaded ones to switch to; for the admin, to unload."""
     row = next((r for r in rows if r["id"] == model_id), None)
     state, detail = _state(row)
     name = escape(_short(model_id))
     others = [r for r in rows if r["id"] != model_id and r["state"] in ("ready", "parked")][:_MOST_CHOICES]
     shown = f'<i></i><b>{name}</b><span role="status">{escape(detail)}</span>'
     choices = "".join(_button("use", _short(r["id"]), r["id"]) for r in others)
-    here = row and row["state"] in ("ready", "parked") and row["device"] != "remote"
+    here = admin and row and row["state"] in ("ready", "parked") and row["device"] != "remote"
     eject = _button("unload", "Unload", model_id) if here else ""
     menu = f'{choices}{eject}<button data-act="tab">More models…</button>'
     return f'<details class="chip {state}"><summary>{shown}</summary><menu>{menu}</menu></details>'
@@ -46,14 +46,15 @@ def _state(row: dict[str, Any] | None) -> tuple[str, str]:
     return "loading", f"{row['stage']}{_percent(row)}"
 
 
-def model_table(loaded: list[dict[str, Any]], current: str, usage: dict[str, int]) -> str:
-    """The memory that models take, and the loaded ones with their actions."""
+def model_table(loaded: list[dict[str, Any]], current: str, usage: dict[str, int], admin: bool) -> str:
+    """The memory that models take, and the loaded ones with the actions that one may take."""
     meter = _meter("In memory", usage["used"], usage["limit"])
     if usage["parked"]:
         meter += _meter("Parked", usage["parked"], usage["parked_limit"])
     if not loaded:
-        return f'{meter}<p class="empty">No model is loaded. Choose one below and press Load.</p>'
-    return f'{meter}<div class="models">{"".join(_card(row, row["id"] == current) for row in loaded)}</div>'
+        hint = "Choose one below and press Load." if admin else "One is loaded when you send a message."
+        return f'{meter}<p class="empty">No model is loaded. {hint}</p>'
+    return f'{meter}<div class="models">{"".join(_card(row, row["id"] == current, admin) for row in loaded)}</div>'
 
 
 def _meter(label: str, used: int, limit: int) -> str:
@@ -64,7 +65,7 @@ def _meter(label: str, used: int, limit: int) -> str:
     )
 
 
-def _card(row: dict[str, Any], current: bool) -> str:
+def _card(row: dict[str, Any], current: bool, admin: bool) -> str:
     name, state = escape(row["id"], quote=True), escape(row["state"])
     detail, buttons = "", []
     if row["state"] in ("ready", "parked"):
@@ -75,7 +76,8 @@ def _card(row: dict[str, Any], current: bool) -> str:
         facts += [f"{row['running']} running" if row["running"] else "", rate if row["running"] else ""]
         facts += [f"{row['queued']} queued" if row["queued"] else ""]
         detail = " · ".join(escape(f) for f in facts if f)
-        buttons.append(_button("unpin", "Unpin", name) if row["pinned"] else _button("pin", "Pin", name))
+        if admin:
+            buttons.append(_button("unpin", "Unpin", name) if row["pinned"] else _button("pin", "Pin", name))
     if row["state"] == "loading":
         width = 100 * row["done"] // row["total"] if row["total"] else 0
         detail = (
@@ -88,11 +90,12 @@ def _card(row: dict[str, Any], current: bool) -> str:
         facts += [f"{row['queued']} queued" * bool(row["queued"])]
         detail, buttons = " · ".join(escape(fact) for fact in facts if fact), []
     use = "<em>used in this chat</em>" if current else _button("use", "Use in this chat", name)
-    last = {"loading": "Cancel", "failed": "Dismiss"}.get(row["state"], "Unload")
-    end = "" if row["device"] == "remote" else _button("unload", last, name)
+    if admin and row["device"] != "remote":
+        last = {"loading": "Cancel", "failed": "Dismiss"}.get(row["state"], "Unload")
+        buttons.append(_button("unload", last, name))
     return (
         f'<div class="card {state}"><div><b>{name}</b><span class="state">{state}</span><p>{detail}</p></div>'
-        f'<div class="actions">{use}{"".join(buttons)}{end}</div></div>'
+        f'<div class="actions">{use}{"".join(buttons)}</div></div>'
     )
 
 

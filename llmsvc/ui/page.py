@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from llmsvc.accounts import Caller
 from llmsvc.chat.turn import can_continue
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound
 from llmsvc.models.memory import size
@@ -16,6 +17,7 @@ from llmsvc.service import Service
 from llmsvc.ui import chat, files, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
 from llmsvc.ui.identity import admin_only, caller_of, owner_of, shown_errors
+from llmsvc.ui.keys import Keys
 from llmsvc.ui.layout import KNOBS, Layout
 from llmsvc.ui.lean import LeanBlocks
 from llmsvc.ui.tabs import Tab, Tabs
@@ -132,7 +134,8 @@ class Page:
         gr.Timer(1.0).tick(self.on_tick, [on.saved, on.go], [on.news], queue=False, **private)
         on.news.change(self.on_news, [on.saved, on.query], **quick)
         own, defaults = ([knobs[name] for name in KNOBS] for knobs in (on.own, on.defaults))
-        demo.load(self.on_defaults_shown, None, defaults, **private)
+        parts = [on.only_admin, on.no_loading, on.load_buttons, on.remote, on.keys.box]
+        demo.load(self.on_defaults_shown, None, [*defaults, *parts], **private)
         on.saved.change(self.on_own_shown, [on.saved], [*own, on.links], **private)
         on.reset.click(self.on_reset, [on.saved], own, **private)
         for name in KNOBS:
@@ -169,7 +172,7 @@ class Page:
         rows = service.pool.list()
         model = service.sessions.row(owner, here)["model"] if here else service.default_model
         listed = await asyncio.to_thread(self._list, owner, tab, query)
-        news = View(chip=models.chip(model, rows), table=self._table(rows, model), list=listed)
+        news = View(chip=self._chip(owner, model, rows), table=self._table(owner, rows, model), list=listed)
         news = news.over(self._files(tab, here))
         if tab.missed > 1:
             tab.mounted = ()
@@ -266,7 +269,7 @@ class Page:
     async def on_import(self, path: str, request: gr.Request) -> Values:
         """Bring a chat from an exported file, and open it."""
         with shown_errors():
-            created = await asyncio.to_thread(self._import, owner_of(request), Path(path))
+            created = await asyncio.to_thread(self._import, caller_of(request), Path(path))
         return self._show(created["id"], request).values()
 
     async def on_attach(self, saved: str, uploads: list[str], request: gr.Request) -> Values:
@@ -297,7 +300,7 @@ class Page:
             session_id = self._here(owner, tab.session_id) or self._new_session(owner, tab)
             self._service.sessions.set_model(owner, session_id, model_id)
         rows = self._service.pool.list()
-        return View(table=self._table(rows, model_id)).over(self._show(session_id, request)).values()
+        return View(table=self._table(owner, rows, model_id)).over(self._show(session_id, request)).values()
 
     async def on_stop(self, saved: str, request: gr.Request) -> Values:
         try:
@@ -368,8 +371,12 @@ class Page:
 
     # Settings: of all chats, and of the one that is open
 
-    async def on_defaults_shown(self) -> tuple[Any, ...]:
-        return _knob_values(self._service.turns.settings())
+    async def on_defaults_shown(self, request: gr.Request) -> tuple[Any, ...]:
+        """The defaults, and only those buttons that this visitor may use."""
+        admin, values = caller_of(request).admin, _knob_values(self._service.turns.settings())
+        knobs = values if admin else tuple(gr.update(value=value, interactive=False) for value in values)
+        shows = (not admin, not admin, admin, admin, Keys.may(request))
+        return *knobs, *(gr.update(visible=shown) for shown in shows)
 
     async def on_own_shown(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
         owner, turns = owner_of(request), self._service.turns
@@ -407,8 +414,11 @@ class Page:
 
     # What is on the screen
 
-    def _table(self, rows: list[dict[str, Any]], model: str) -> str:
-        return models.model_table(rows, model, self._service.pool.usage())
+    def _table(self, owner: str, rows: list[dict[str, Any]], model: str) -> str:
+        return models.model_table(rows, model, self._service.pool.usage(), self._service.accounts.is_admin(owner))
+
+    def _chip(self, owner: str, model: str, rows: list[dict[str, Any]]) -> str:
+        return models.chip(model, rows, self._service.accounts.is_admin(owner))
 
     def _tab(self, request: gr.Request, saved: str) -> Tab:
         """This tab. One that the server does not know, since it was started again, shows what the page says."""
@@ -445,7 +455,7 @@ class Page:
             earlier=gr.update(visible=bool(messages) and messages[0]["depth"] > 1),
             waiting=self._waiting(session),
             editing=chat.editing(tab.editing[0], note),
-            chip=models.chip(session["model"], self._service.pool.list()),
+            chip=self._chip(owner, session["model"], self._service.pool.list()),
             go=tab.told,
         ).over(self._files(tab, tab.session_id))
 
@@ -475,7 +485,7 @@ class Page:
             earlier=gr.update(visible=False),
             waiting="",
             editing=chat.editing("", note),
-            chip=models.chip(self._service.default_model, self._service.pool.list()),
+            chip=self._chip(owner, self._service.default_model, self._service.pool.list()),
         ).over(self._files(tab, ""))
 
     def _files(self, tab: Tab, session_id: str) -> View:
@@ -549,7 +559,7 @@ class Page:
         tab.version = 0
         return session_id
 
-    def _import(self, owner: str, path: Path) -> dict[str, Any]:
+    def _import(self, caller: Caller, path: Path) -> dict[str, Any]:
         if path.stat().st_size > MOST_IMPORTED:
             raise BadRequest(f"This file is larger than {size(MOST_IMPORTED)}, more than any chat.")
         try:
@@ -558,7 +568,7 @@ class Page:
             raise BadRequest("This file is no text in UTF-8. Choose one that was exported here.") from None
         finally:
             path.unlink(missing_ok=True)  # the upload folder can be read by whoever knows its address
-        return self._service.sessions.import_(owner, text)
+        return self._service.import_session(caller, text)
 
 
 @contextmanager
