@@ -19,6 +19,7 @@ def test_flags_win_over_variables() -> None:
         (["--api-key", "short"], {}),
         (["--max-upload", "big"], {}),
         (["--remote", "ftp://host"], {}),
+        (["--rate-limit", "many"], {}),
         (["--log-level", "loud"], {}),
         (["--nonsense"], {}),
         (["--model", " "], {}),

@@ -54,7 +54,7 @@ def _upload_folder(data_dir: Path) -> Path:
     """Where Gradio keeps uploads until they are taken in: nobody else on this machine may look, and nothing stays."""
     folder = data_dir / "uploads"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(mode=0o700)
+    folder.mkdir(mode=0o700, exist_ok=True)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder
 
