@@ -1,12 +1,13 @@
 """What reading files costs everybody else: five PDFs of 300 pages at once.
 
 The delay of the event loop, how soon the first page is there, and how long a removal takes, in this process; then, in a
-running app, the gaps between the frames of an answer without and with the files. Prints a table and writes
-``bench/results/files.json``. Give a data directory that has the model.
+running app, the gaps between the frames of an answer without and with the files; and the files that are too slow for a
+test. Prints a table and writes ``bench/results/files.json``. Give a data directory that has the model.
 """
 
 import asyncio
 import json
+import resource
 import statistics
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from gradio_client import Client, handle_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "files"), str(ROOT / "tests")]  # run with "python -m bench.files"
 
+import corpus  # noqa: E402
 import samples  # noqa: E402
 from conftest import App  # noqa: E402
 
@@ -80,6 +82,35 @@ async def alone(folder: Path, pdf: bytes) -> dict[str, float]:
     return {**found, "first_page_s": first_page, "remove_ms": removed * 1e3, "five_files_s": whole}
 
 
+def slow(folder: Path) -> dict[str, Any]:
+    """State, seconds and the largest memory of a parser so far, in MB, of what is large."""
+    large = {
+        "200 MB.txt": lambda: b"The harbour freezes in winter, they say.\n" * 4_900_000,
+        "a million rows.csv": lambda: b"city,height\n" + b"Davos,1560\n" * 1_000_000,
+        "10,000 pages.pdf": lambda: corpus.plain_pdf(count=10_000),
+        "3 million glyphs.pdf": corpus.glyph_pdf,
+        "5 MB minified.js": lambda: corpus.ONE_LINE.encode() * 10,
+    }
+    database, found = Database(folder / "slow"), {}
+    files = Files(database, Limits(upload=300_000_000))
+    session = Sessions(database, "a/b", files).create("me")["id"]
+    for name, make in large.items():
+        upload = folder / "slow-cache" / "upload"
+        upload.parent.mkdir()
+        upload.write_bytes(make())
+        start = time.perf_counter()
+        row = files.add("me", session, name, upload)
+        while (row := files.row("me", session, row["id"]))["state"] in ("queued", "parsing"):
+            time.sleep(0.02)
+        seconds = time.perf_counter() - start
+        memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1000
+        found[name] = {"state": row["state"], "pages": row["pages"], "seconds": round(seconds, 1), "memory_mb": memory}
+        found[name]["error"] = row["error"]
+    files.close()
+    database.close()
+    return found
+
+
 def gaps(url: str, client: Client, tokens: int = 200) -> list[float]:
     """Seconds between the frames of an answer."""
     session = client.predict(api_name="/session_create")["id"]
@@ -125,9 +156,12 @@ def main() -> None:
         results = asyncio.run(alone(folder, pdf))
         (folder / "long.pdf").write_bytes(pdf)
         results |= together(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "data"), folder / "long.pdf")
+        large = slow(folder)
+    for name, row in large.items():
+        print(f"{name:32} {row}")
     for key, value in results.items():
         print(f"{key:32} {value:10.2f}")
-    write_results("files", results)
+    write_results("files", {**results, "large": large})
 
 
 if __name__ == "__main__":

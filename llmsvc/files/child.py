@@ -55,7 +55,13 @@ def _read(given: Any, limits: dict[str, Any]) -> bool:
     if note:
         _report("note", note)
 
+    cut = False
+
     def report(name: str, value: Any) -> None:
+        nonlocal cut
+        if name == "cut":
+            cut = True
+            return
         if name == "pages":
             seconds = min(limits["cpu_most"], int(limits["cpu"] + limits["cpu_per_page"] * value))
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, limits["cpu_most"]))
@@ -72,7 +78,7 @@ def _read(given: Any, limits: dict[str, Any]) -> bool:
         from llmsvc.files.parsers import Refused
 
         raise Refused("There is no text in this file.")
-    return False
+    return cut
 
 
 def _pages(kind: str) -> Any:

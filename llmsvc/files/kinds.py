@@ -11,7 +11,6 @@ _MAGIC = (
     (b"\xff\xd8\xff", "a picture"),
     (b"GIF8", "a picture"),
     (b"RIFF", "a picture, a sound or a film"),
-    (b"\x00\x00\x00", "a film"),
     (b"ID3", "a sound"),
     (b"OggS", "a sound"),
     (b"\x7fELF", "a program"),
@@ -56,6 +55,8 @@ def kind_of(path: Path, name: str) -> tuple[str, str]:
     for mark, what in _MAGIC:
         if head.startswith(mark):
             raise Refused(f"This is {what}, which cannot be read. Upload PDF, DOCX, or a text format.")
+    if head[4:8] == b"ftyp":
+        raise Refused("This is a film or a sound, which cannot be read. Upload PDF, DOCX, or a text format.")
     if ending == ".pdf":
         raise Refused("This is named .pdf but is no PDF, or its beginning is lost. Save it anew, and upload that.")
     if ending == ".docx":

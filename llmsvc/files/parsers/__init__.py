@@ -2,7 +2,8 @@
 
 Each has ``pages(given, report)``, which yields the text of one page, or another convenient part, after the other.
 Headings are Markdown's, tables are Markdown's, whatever the file was. ``report(name, value)`` tells facts as soon as
-they are known: ``pages`` (how many there will be), ``encoding``, ``note`` (what the user should know of the result).
+they are known: ``pages`` (how many there will be), ``encoding``, ``note`` (what the user should know of the result),
+``cut`` (there is more than may be read).
 """
 
 from collections.abc import Callable, Sequence

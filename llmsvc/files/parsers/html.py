@@ -14,6 +14,7 @@ _HIDDEN = {"script", "style", "noscript", "template", "svg", "head", "iframe", "
 _HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 _BLOCKS = {*_HEADINGS, "p", "div", "section", "article", "li", "ul", "ol", "dl", "dt", "dd", "blockquote", "pre", "tr"}
 _BLOCKS |= {"hr", "header", "footer", "main", "nav", "aside", "figure"}
+_MARKUP = re.compile(r"(?s)<(script|style|head)\b.*?</\1>|<!--.*?-->|<[^>]*>", re.IGNORECASE)
 
 
 def pages(given: Given, report: Report) -> Iterator[str]:
@@ -21,13 +22,18 @@ def pages(given: Given, report: Report) -> Iterator[str]:
     said = re.search(rb"<meta[^>]+charset=[\"']?([\w-]+)", given.path.open("rb").read(4096), re.IGNORECASE)
     if said and not given.encoding:
         given = Given(given.path, given.name, "", said[1].decode("ascii"), given.characters)
-    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", decoded(given, report)[: given.characters * 2])
+    text = re.sub(r"^\s*<\?xml[^>]*\?>", "", decoded(given, report))
+    if len(text) > given.characters * 2:
+        report("cut", True)
+        text = text[: given.characters * 2]
     try:
-        root = lxml_html.document_fromstring(text, parser=lxml_html.HTMLParser(no_network=True))
+        root = lxml_html.document_fromstring(text, parser=lxml_html.HTMLParser(no_network=True, huge_tree=True))
     except (etree.ParserError, etree.XMLSyntaxError, ValueError):
         raise Refused("This HTML has no content that can be read.") from None
     title = root.findtext(".//title")
     found = re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+\n", "\n", "".join(_words(root)))).strip()
+    if not found:  # it nests deeper than the parser goes
+        found = re.sub(r"\s+", " ", _MARKUP.sub(" ", text)).strip()
     if title and title.strip() and title.strip() not in found[:300]:
         found = f"# {' '.join(title.split())}\n\n{found}"
     yield from parts(found, report)

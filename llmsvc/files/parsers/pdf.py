@@ -6,6 +6,8 @@ from typing import Any
 
 import pdfplumber
 import pypdfium2
+from pdfminer.pdftypes import resolve1
+from pdfminer.utils import decode_text
 from pypdfium2.raw import FPDF_PAGEOBJ_IMAGE
 
 from llmsvc.files.parsers import Given, PasswordMissing, Refused, Report, ScannedOnly, table
@@ -23,26 +25,30 @@ def pages(given: Given, report: Report) -> Iterator[str]:
     report("pages", total)
     if not total:
         raise Refused("This PDF has no pages.")
-    careful, spent, empty = True, 0.0, list[int]()
-    with pdfplumber.open(given.path, password=given.password or None) as plumber:
-        for number in range(total):
-            text = ""
-            if careful:
-                began = time.process_time()
-                try:
-                    text = _careful(plumber.pages[number])
-                except RecursionError:
-                    careful = False
-                except Exception:  # one bad page: pdfium reads most of what pdfminer cannot
-                    text = ""
-                took = time.process_time() - began
-                spent += took
-                careful = careful and took < SLOW_PAGE and spent < PATIENCE
-                plumber.pages[number].close()
-            text = text or _quick(document[number])
-            if not text.strip() and _has_image(document[number]):
+    leaves, form = _leaves(given)
+    spent, empty = 0.0, list[int]()
+    for number in range(total):
+        text, filled = "", ""
+        if number < len(leaves):
+            began = time.process_time()
+            try:
+                filled = _filled(leaves[number]) if form else ""
+                text = _careful(leaves[number])
+            except RecursionError:
+                leaves = []
+            except Exception:  # one bad page: pdfium reads most of what pdfminer cannot
+                text = ""
+            took = time.process_time() - began
+            spent += took
+            if leaves:
+                leaves[number].close()
+            if took > SLOW_PAGE or spent > PATIENCE:
+                leaves = []
+        if not text:
+            text, pictures = _quick(document, number)
+            if not text.strip() and pictures:
                 empty.append(number + 1)
-            yield text
+        yield "\n\n".join(filter(None, (text, filled)))
     if len(empty) == total or (empty and len(empty) > 0.9 * total):
         raise ScannedOnly(
             "These pages are pictures without text. Run the file through text recognition (OCR), for example with "
@@ -65,13 +71,37 @@ def _opened(given: Given) -> Any:
         ) from None
 
 
-def _quick(page: Any) -> str:
+def _leaves(given: Given) -> tuple[list[Any], bool]:
+    """The pages as pdfplumber has them, none if it cannot, and whether there are fields to fill in."""
+    try:
+        plumber = pdfplumber.open(given.path, password=given.password or None)
+        return list(plumber.pages), "AcroForm" in plumber.doc.catalog
+    except Exception:
+        return [], False
+
+
+def _filled(page: Any) -> str:
+    """What was filled into the fields of a form, which is no text of the page."""
+    fields = []
+    for annotation in page.annots:
+        field = resolve1(annotation["data"])
+        above = resolve1(field.get("Parent")) or {}
+        name, value = (resolve1(field.get(key) or above.get(key)) for key in ("T", "V"))
+        if isinstance(name, bytes) and value:
+            shown = decode_text(value) if isinstance(value, bytes) else str(getattr(value, "name", value))
+            fields.append(f"{decode_text(name)}: {shown}")
+    return "\n".join(fields)
+
+
+def _quick(document: Any, number: int) -> tuple[str, bool]:
+    """The page's text as pdfium reads it, and whether there are pictures."""
+    try:
+        page = document[number]
+    except pypdfium2.PdfiumError:  # it is counted, but is not there
+        return "", False
     text: str = page.get_textpage().get_text_bounded()
-    return text.replace("\r\n", "\n")
-
-
-def _has_image(page: Any) -> bool:
-    return any(True for _ in page.get_objects(filter=[FPDF_PAGEOBJ_IMAGE], max_depth=3))
+    pictures = page.get_objects(filter=[FPDF_PAGEOBJ_IMAGE], max_depth=3)
+    return text.replace("\r\n", "\n"), any(True for _ in pictures)
 
 
 def _careful(page: Any) -> str:
