@@ -1,22 +1,26 @@
-"""Whether the passage that answers a question is in the prompt, over documents that Python ships.
+"""Whether the passage that answers a question is in the prompt, and named rightly, over documents that packages ship.
 
-Two sets. `reference`: the language reference of ``pydoc_data.topics`` as one file of pages, with questions worded by
-hand and the words that answer them. `code`: modules of the standard library without their docstrings; the question is
-the docstring's first sentence, and the answer the line that begins the function that it stood in. Both beside plain
-BM25: windows of 900 characters, words as they are, the best five. Prints a table and writes
-``bench/results/retrieval.json``.
+Four sets, each the files of one chat. `reference`: Python's language reference (``pydoc_data.topics``) as one file of
+pages. `manuals`: the descriptions that come with ten packages, Markdown and reStructuredText. `code`: the sources of
+starlette, httpx and tinydb. Their questions are worded by hand (``bench/questions.txt``), half of them were held out.
+`undocumented`: modules of the standard library without their docstrings, the question being the docstring's first
+sentence, which is harder than what users have. All beside plain BM25: windows of 900 characters, words as they are, the
+best five. ``--misses`` prints what was not found. Writes ``bench/results/retrieval.json``.
 """
 
+import argparse
 import ast
 import importlib
 import re
-import sys
 import time
+from dataclasses import dataclass
+from importlib.metadata import metadata
 from pathlib import Path
 from pydoc_data import topics
 from typing import Any
 
 import bm25s
+from markdown_it import MarkdownIt
 
 from bench.report import write_results
 from llmsvc.chat import context
@@ -27,91 +31,130 @@ from llmsvc.models.download import fetch
 
 ROOT = Path(__file__).resolve().parents[1]
 WINDOW = 8192
-Asked = tuple[str, str, str]
-"""A question, words of the passage that answers it, and the symbol that it belongs to, if any."""
+_MARKDOWN = ("orjson", "pdfplumber", "openai", "pypdfium2", "bm25s")
+_STRUCTURED = ("tqdm", "regex", "psutil", "pytz", "sortedcontainers")
+_PACKAGES = ("starlette", "httpx", "tinydb")
 _MODULES = """
 argparse shutil pathlib tempfile zipfile tarfile json.decoder csv configparser logging sched heapq bisect
 fractions statistics random textwrap difflib ipaddress mailbox imaplib ftplib cmd code queue threading selectors
 """
 
-QUESTIONS = {
-    "How does a class answer for an attribute that is not found?": "Called when the default attribute access fails",
-    "Which clause of a loop runs only if no break happened?": 'skipping the optional "else" clause',
-    "Can a function declare that a variable belongs to the enclosing scope?": "nearest enclosing scope",
-    "What does a single star before a parameter collect?": "receiving any excess positional parameters",
-    "Are default parameter values computed at each call?": "evaluated from left to right when the function definition",
-    "How can I skip to the next cycle of the nearest enclosing loop?": "continues with the next cycle",
-    "Which exception is raised when an assertion does not hold?": "raise AssertionError",
-    "What is returned by a function that has a return without expression?": '"None" is substituted',
-    "How do chained comparisons work?": "can be chained arbitrarily",
-    "What does the walrus operator do?": "assignment expression",
-    "How is a context manager's cleanup method called?": "__exit__()",
-    "What is the method resolution order stored in?": "method resolution order",
-    "How are objects compared for identity?": "test for an object’s identity",
-    "How many times is the finally clause executed on the way out?": "finally",
-    "How do I make a class callable?": "Called when the instance is “called” as a function",
-    "Which method makes an object usable as a dictionary key?": 'Called by built-in function "hash()"',
-    "How is a string made lower case for caseless matching?": "casefold",
-    "How do I remove a prefix of a string?": "removeprefix",
-    "How do I split a string at the first occurrence only?": "Split the string at the first occurrence of",
-    "How do I check whether every character is a digit?": "isdigit",
-    "How can I pad a number with zeros on the left?": "zfill",
-    "How do I catch several exceptions in a group?": "except*",
-    "What does raise from do?": "exception chaining",
-    "Which names does importing a star bring?": "__all__",
-    "What are soft keywords?": "Soft Keywords",
-    "How is the format specification for a thousands separator written?": "thousands separator",
-    "What does the exclamation mark r do in a format string?": "repr()",
-    "How do slots save memory?": "__slots__",
-    "What is a descriptor's get method for?": "get the attribute of the owner class",
-    "How do I set a breakpoint in the debugger?": "tbreak",
-    "How do I step into a function in the debugger?": "s(tep)",
-    "How can I insert an item into a list at an index?": "insert(i, x)",
-    "How do I reverse a list in place?": "reverse()",
-    "What does the power operator bind tighter than?": "binds more tightly than unary operators",
-    "What is the value of an empty container in a condition?": "empty sequences and collections",
-    "How are integers divided with rounding down?": "floor division",
-    "How are imaginary numbers written?": "imaginary",
-    "How do I delete a name?": "Deletion of a name",
-    "Which object signals an unimplemented operation?": "NotImplemented",
-    "Which statement does nothing?": "null operation",
-    "How does a class private name get mangled?": "mangl",
-    "How do I get a default when a key is missing in a dictionary?": "Return the value for",
-    "How is a dictionary merged with another by the bar operator?": "merged keys and values",
-    "What does an asynchronous for loop call?": "__anext__",
-    "How is a lambda's body restricted?": "cannot contain statements",
-    "Which scopes do class blocks leave out of name resolution?": "does not extend to the code blocks",
-    "How are arguments unpacked with two stars in a call?": "**expression",
-}
+
+@dataclass
+class Question:
+    text: str
+    answer: str
+    """Words that only a passage with the answer has, their blanks reduced."""
+    places: set[str]
+    """The page, heading or symbol of each place where they stand."""
 
 
-def reference() -> tuple[list[Document], list[Asked]]:
-    """One file whose pages are topics of the language reference."""
-    cutter, pages, row = Cutter("pdf", "reference.pdf"), [], {"id": "r", "name": "reference.pdf", "kind": "pdf"}
-    for _, text in sorted(topics.topics.items()):
-        pages.append({"text": text, "chunks": cutter.cut(text)})
-    whole = _plain("\n".join(page["text"] for page in pages))
-    asked = [(question, answer, "") for question, answer in QUESTIONS.items() if _plain(answer) in whole]
-    for question, answer in QUESTIONS.items():
-        if _plain(answer) not in whole:
-            print(f"Not in this Python's reference: {question}")
-    return [Document(row, pages)], asked
+def documents(kind: str, files: dict[str, list[str]]) -> list[Document]:
+    found = []
+    for order, (name, pages) in enumerate(files.items()):
+        cutter = Cutter(kind, name)
+        rows = [{"text": page, "chunks": cutter.cut(page)} for page in pages]
+        found.append(Document({"id": f"{order:032x}", "name": name, "kind": kind}, rows, order))
+    return found
 
 
-def code() -> tuple[list[Document], list[Asked]]:
-    """Modules without docstrings; (docstring, the function's first lines, its name)."""
-    documents, asked = [], []
-    for order, name in enumerate(_MODULES.split()):
+def reference() -> list[Document]:
+    return documents("pdf", {"reference.pdf": [text for _, text in sorted(topics.topics.items())]})
+
+
+def manuals() -> list[Document]:
+    texts = {name: str(metadata(name).get_payload()) for name in (*_MARKDOWN, *_STRUCTURED)}
+    found = documents("markdown", {f"{name}.md": [texts[name]] for name in _MARKDOWN})
+    found += documents("text", {f"{name}.rst": [texts[name]] for name in _STRUCTURED})
+    return [Document({"id": f"{n:032x}", "name": d.name, "kind": d.kind}, rows(d), n) for n, d in enumerate(found)]
+
+
+def rows(document: Document) -> list[dict[str, Any]]:
+    spans = [(chunk.start, chunk.end, chunk.head) for chunk in document.chunks]
+    return [{"text": document.pages[0], "chunks": spans}]
+
+
+def code() -> list[Document]:
+    files: dict[str, list[str]] = {}
+    for package in _PACKAGES:
+        folder = Path(importlib.import_module(package).__file__ or "").parent
+        for path in sorted(folder.rglob("*.py")):
+            files["_".join((package, *path.relative_to(folder).parts))] = [path.read_text()]
+    return documents("code", {name: text for name, text in files.items() if text[0].strip()})
+
+
+def asked(section: str, found: list[Document]) -> list[Question]:
+    """The section's questions; says which have no answer in the versions that are installed."""
+    text = Path(__file__).with_name("questions.txt").read_text()
+    lines = re.split(r"^\[(\w+)\]\n", text, flags=re.MULTILINE)
+    pairs = [line.split(" => ", 1) for line in dict(zip(lines[1::2], lines[2::2], strict=True))[section].split("\n")]
+    questions = []
+    for question, answer in (pair for pair in pairs if len(pair) == 2):
+        if places := {place for document in found for place in standing(document, plain(answer))}:
+            questions.append(Question(question, plain(answer), places))
+        else:
+            print(f"not in what is installed: {question}")
+    return questions
+
+
+def standing(document: Document, answer: str) -> list[str]:
+    """Where words stand, found without our chunks: page, heading or symbol."""
+    spaced = re.compile(r"\s+".join(map(re.escape, answer.split())))
+    found = []
+    for number, page in enumerate(document.pages, 1):
+        for match in spaced.finditer(page):
+            line = page.count("\n", 0, match.start())
+            if document.kind == "pdf":
+                found.append(f"p.{number}")
+            elif document.kind == "code":
+                found.append(symbol(ast.parse(page), line + 1))
+            else:
+                above = [title for at, title in headings(document.kind, page) if at <= line]
+                found.append(above[-1] if above else "")
+    return found
+
+
+def headings(kind: str, text: str) -> list[tuple[int, str]]:
+    """Line and title of each."""
+    lines = text.split("\n")
+    if kind == "markdown":
+        tokens = MarkdownIt().parse(text)
+        return [(t.map[0], lines[t.map[0]].strip("# ")) for t in tokens if t.type == "heading_open" and t.map]
+    ruled = re.compile(r"([=\-~^+.*\"])\1{2,}\s*")
+    return [
+        (at, lines[at].strip())
+        for at in range(len(lines) - 1)
+        if ruled.fullmatch(lines[at + 1])
+        and re.match(r"[^\s|>]", lines[at])
+        and not ruled.fullmatch(lines[at])
+        and len(lines[at + 1].strip()) >= len(lines[at].strip())
+        and (at == 0 or not lines[at - 1].strip() or ruled.fullmatch(lines[at - 1]))
+    ]
+
+
+def symbol(node: Any, line: int, path: str = "") -> str:
+    for child in ast.iter_child_nodes(node):
+        first = min([getattr(child, "lineno", 0), *(d.lineno for d in getattr(child, "decorator_list", []))])
+        if first <= line <= (getattr(child, "end_lineno", 0) or 0):
+            named = isinstance(child, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
+            return symbol(child, line, f"{path}.{child.name}".strip(".") if named else path)
+    return path
+
+
+def undocumented() -> tuple[list[Document], list[Question]]:
+    """Modules without docstrings, and questions from these; the answer is the line that begins the function."""
+    files: dict[str, list[str]] = {}
+    questions = []
+    for name in _MODULES.split():
         path = Path(importlib.import_module(name).__file__ or "")
-        text, found = _undocumented(path.read_text())
-        chunks = Cutter("code", path.name).cut(text)
-        row = {"id": name, "name": path.name, "kind": "code"}
-        documents.append(Document(row, [{"text": text, "chunks": chunks}], order))
-        asked += [(f"{doc} ({path.name})", body, symbol) for doc, body, symbol in found]
-    return documents, asked[:: max(1, len(asked) // 150)]
+        text, found = _stripped(path.read_text())
+        files[path.name] = [text]
+        questions += [Question(f"{doc} ({path.name})", plain(line), {symbol}) for doc, line, symbol in found]
+    return documents("code", files), questions[:: max(1, len(questions) // 150)]
 
 
-def _undocumented(source: str) -> tuple[str, list[Asked]]:
+def _stripped(source: str) -> tuple[str, list[tuple[str, str, str]]]:
+    """Without docstrings; (first sentence of a docstring, the function's first line, its name)."""
     lines, tree, found = source.splitlines(), ast.parse(source), []
     cut: set[int] = set()
 
@@ -136,67 +179,119 @@ def _undocumented(source: str) -> tuple[str, list[Asked]]:
     return "\n".join(line for number, line in enumerate(lines, 1) if number not in cut), found
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def ours(tokenizer: Any, documents: list[Document], asked: list[Asked]) -> dict[str, float]:
-    library = Library(documents)
+def ours(tokenizer: Any, library: Library, questions: list[Question]) -> dict[str, Any]:
     start = time.perf_counter()
     library.search("anything", 1)
     built = time.perf_counter() - start
-    hits = places = tokens = 0
+    found, placed, tokens, misses = [], [], 0, []
     start = time.perf_counter()
-    for question, answer, symbol in asked:
-        prompt = context.build(tokenizer, WINDOW, "", iter(()), question, library=library)
+    for question in questions:
+        prompt = context.build(tokenizer, WINDOW, "", iter(()), question.text, library=library)
         tokens += prompt.ledger.excerpts
-        quoted = [(source, _quoted(library, source)) for source in prompt.sources]
-        heads = [source["head"] for source, text in quoted if _plain(answer) in _plain(text)]
-        hits += bool(heads)
-        places += any(not symbol or symbol.startswith(head) or head.startswith(symbol) for head in heads)
-    each = (time.perf_counter() - start) / len(asked)
+        holding = [source for source in prompt.sources if question.answer in plain(quoted(library, source))]
+        found.append(bool(holding))
+        placed.append(any(_right(source, question.places) for source in holding))
+        if not placed[-1]:
+            named = [source["place"] for source in holding]
+            misses.append(f"{question.text}  {question.places} {'named ' + str(named) if holding else ''}")
+    each = (time.perf_counter() - start) / len(questions)
     return {
-        "in_prompt": hits / len(asked),
-        "place_right": places / max(1, hits),
-        "tokens": tokens / len(asked),
+        "in_prompt": share(found),
+        "in_prompt_tuned": share(found[::2]),
+        "in_prompt_held_out": share(found[1::2]),
+        "place_right": share(right for right, there in zip(placed, found, strict=True) if there),
+        "tokens": tokens / len(questions),
         "index_s": built,
         "prompt_ms": each * 1e3,
+        "misses": misses,
     }
 
 
-def _quoted(library: Library, source: dict[str, Any]) -> str:
+def _right(source: dict[str, Any], places: set[str]) -> bool:
+    """The page, or the heading or symbol or one that is around or within it."""
+    named = source["place"]
+    return source.get("whole", False) or any(
+        place[:60] == named or f"{place}.".startswith(f"{named}.") or f"{named}.".startswith(f"{place}.")
+        for place in places
+    )
+
+
+def quoted(library: Library, source: dict[str, Any]) -> str:
     document = library.find(source["file_id"])
     assert document is not None
     return document.text if source.get("whole") else document.pages[source["page"] - 1][source["start"] : source["end"]]
 
 
-def plain(tokenizer: Any, documents: list[Document], asked: list[Asked], best: int = 5) -> dict[str, float]:
-    text = "\n".join(page for document in documents for page in document.pages)
+def share(values: Any) -> float:
+    values = list(values)
+    return sum(values) / max(1, len(values))
+
+
+def removed(tokenizer: Any, library: Library, questions: list[Question]) -> int:
+    """Prompts that have anything of a file that was removed after it had been used for the message before."""
+    count = 0
+    for question in questions[::5]:
+        prompt = context.build(tokenizer, WINDOW, "", iter(()), question.text, library=library)
+        gone = prompt.sources[0]["file_id"]
+        left = Library([document for document in library.documents if document.id != gone])
+        said = {"context": prompt.ledger.row(), "sources": list(prompt.sources)}
+        older = [
+            {"role": "assistant", "content": "Yes.", "depth": 2, **said},
+            {"role": "user", "content": question.text, "depth": 1, "context": {}, "sources": []},
+        ]
+        after = context.build(tokenizer, WINDOW, "", iter(older), question.text, depth=3, library=left)
+        name = prompt.sources[0]["name"]
+        count += any(source["file_id"] == gone for source in after.sources) or f"[{name}" in tokenizer.decode(
+            after.tokens
+        )
+    return count
+
+
+def peer(tokenizer: Any, library: Library, questions: list[Question], best: int = 5) -> dict[str, float]:
+    text = "\n".join(page for document in library.documents for page in document.pages)
     windows = [text[start : start + 900] for start in range(0, len(text), 900)]
     index = bm25s.BM25(corpus=windows)
     index.index(bm25s.tokenize(windows, show_progress=False), show_progress=False)
     hits = tokens = 0
-    for question, answer, _ in asked:
-        found, _ = index.retrieve(bm25s.tokenize(question, show_progress=False), k=best, show_progress=False)
-        hits += any(_plain(answer) in _plain(window) for window in found[0])
+    for question in questions:
+        tokenized = bm25s.tokenize(question.text, show_progress=False)
+        found, _ = index.retrieve(tokenized, k=best, show_progress=False)
+        hits += any(question.answer in plain(window) for window in found[0])
         tokens += sum(len(tokenizer(window)["input_ids"]) for window in found[0])
-    return {"in_prompt": hits / len(asked), "tokens": tokens / len(asked)}
+    return {"in_prompt": hits / len(questions), "tokens": tokens / len(questions)}
+
+
+def sets() -> dict[str, tuple[list[Document], list[Question]]]:
+    found = {"reference": reference(), "manuals": manuals(), "code": code()}
+    return {**{name: (docs, asked(name, docs)) for name, docs in found.items()}, "undocumented": undocumented()}
 
 
 def main() -> None:
     from transformers import AutoTokenizer
 
-    models = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "data") / "models"
-    tokenizer = AutoTokenizer.from_pretrained(fetch(Catalogue(models), SMOLLM2, lambda *_: None))
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", nargs="?", type=Path, default=ROOT / "data", help="a data directory with the model")
+    parser.add_argument("--misses", action="store_true")
+    options = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(fetch(Catalogue(options.data / "models"), SMOLLM2, lambda *_: None))
     results: dict[str, Any] = {}
-    for name, (documents, asked) in {"reference": reference(), "code": code()}.items():
-        chunks = sum(len(document.chunks) for document in documents)
-        results[name] = {"questions": len(asked), "chunks": chunks}
-        results[name] |= {"ours": ours(tokenizer, documents, asked), "plain": plain(tokenizer, documents, asked)}
-        row = results[name]
-        print(f"{name}: {len(asked)} questions, {chunks} chunks")
+    for name, (found, questions) in sets().items():
+        library = Library(found)
+        row = results[name] = {"questions": len(questions), "files": len(found)}
+        row["chunks"] = sum(len(document.chunks) for document in found)
+        row["ours"], row["plain"] = ours(tokenizer, library, questions), peer(tokenizer, library, questions)
+        misses = row["ours"].pop("misses")
+        if len(found) > 1:
+            row["removed_files_in_prompts"] = removed(tokenizer, library, questions)
+        print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in row.items() if isinstance(value, int)))
         for way in ("ours", "plain"):
             print(f"  {way:6}", "  ".join(f"{key} {value:.3g}" for key, value in row[way].items()))
+        for miss in misses if options.misses else ():
+            print("   ", miss)
     write_results("retrieval", results)
 
 

@@ -7,15 +7,13 @@ prompt begins like the one before and the engine need not read it again.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from llmsvc.files.retrieval import Chunk, Document, Library
 from llmsvc.store.database import Row
 
-WHOLE_SHARE = 0.4
-"""Of what the model may read: so much for whole files together."""
-MOST_PASSAGES = 10
-"""With one message: those that say most about it, and what stands behind the best two."""
+WHOLE_SHARE = 0.5
+"""Of what the model may read: so much for whole files together, and for the passages that come with one message."""
+MOST_PASSAGES = 100
 _WIDE = re.compile(r"\b(list|all|every|each|how many|count|summar\w*|overview|whole|entire|complete)\b", re.IGNORECASE)
 
 Count = Callable[[str], int]
@@ -89,26 +87,17 @@ def _best(
     desk: Desk, question: str, before: str, count: Count, most: int, known: set[tuple[str, int, int]]
 ) -> list[Chunk]:
     without = frozenset(document.id for document in desk.whole)
-    ranked = desk.library.search(question, 3 * MOST_PASSAGES, without)
-    ranked += desk.library.search(f"{question} {before}", 3 * MOST_PASSAGES, without) if before else []
-    wanted = list(dict.fromkeys(ranked))[: 4 * MOST_PASSAGES]
-    fresh = [chunk for chunk in wanted if (chunk.file.id, chunk.page, chunk.start) not in known]
-    neighbours = [near for chunk in wanted[:2] for near in _beside(chunk)]
-    chosen: dict[Chunk, None] = {}
-    for chunk in [*islice(fresh, 3), *(near for near in neighbours if near in fresh or near not in wanted), *fresh[3:]]:
-        if len(chosen) >= MOST_PASSAGES or (chunk.file.id, chunk.page, chunk.start) in known or chunk in chosen:
+    ranked = desk.library.search(question, MOST_PASSAGES, without)
+    ranked += desk.library.search(f"{question} {before}", MOST_PASSAGES, without) if before else []
+    chosen = []
+    for chunk in dict.fromkeys(ranked):
+        if (chunk.file.id, chunk.page, chunk.start) in known:
             continue
         most -= count(_passage(chunk.source(), chunk.text)) + 4
         if most < 0:
             break
-        chosen[chunk] = None
-    return list(chosen)
-
-
-def _beside(chunk: Chunk) -> list[Chunk]:
-    """The one behind: what a passage begins, it goes on with."""
-    at = chunk.file.chunks.index(chunk)
-    return chunk.file.chunks[at + 1 : at + 2]
+        chosen.append(chunk)
+    return chosen
 
 
 def joined(chunks: list[Chunk]) -> list[Row]:

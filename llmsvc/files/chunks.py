@@ -17,6 +17,8 @@ Span = tuple[int, int, str]
 LONGEST = 900
 """Characters; code may have half as many more, to keep functions whole."""
 _HEADING = re.compile(r"(#{1,6}) +(.+)")
+_FENCE = re.compile(r" {0,3}(`{3,})")
+_RULE = re.compile(r"([=\-~^\"'*+#.:_])\1{2,}\s*")
 _GRAMMARS = {
     **dict.fromkeys((".py", ".pyi"), ("tree_sitter_python", "language")),
     **dict.fromkeys((".js", ".mjs", ".cjs", ".jsx"), ("tree_sitter_javascript", "language")),
@@ -46,6 +48,8 @@ class Cutter:
         self._ending = Path(name).suffix.lower()
         self._code = kind == "code"
         self._headings: list[tuple[int, str]] = []
+        self._rules: list[str] = []
+        self._fence = ""
 
     def cut(self, text: str) -> list[Span]:
         """Spans that leave out nothing but blank space, in order."""
@@ -57,8 +61,9 @@ class Cutter:
         start, head, table = 0, self._head(), ""
         pause = 0  # the end of the last paragraph since ``start``
         at = 0
-        for line in text.splitlines(keepends=True):
-            heading = _HEADING.match(line)
+        lines = text.splitlines(keepends=True)
+        for number, line in enumerate(lines):
+            heading = self._heading(line, lines[number + 1] if number + 1 < len(lines) else "")
             row = line.startswith("|")
             if heading or at + len(line) - start > LONGEST:
                 end = at if heading or row or pause - start < LONGEST // 3 else pause
@@ -66,8 +71,7 @@ class Cutter:
                     yield start, end, head
                 start, pause = end, end
                 if heading:
-                    level = len(heading[1])
-                    self._headings = [h for h in self._headings if h[0] < level] + [(level, heading[2].strip())]
+                    self._headings = [h for h in self._headings if h[0] < heading[0]] + [heading]
                 head = " › ".join(filter(None, (self._head(), table if row and start == at else "")))
                 while at + len(line) - start > LONGEST * 3 // 2:  # one endless line
                     yield start, start + LONGEST, head
@@ -77,6 +81,26 @@ class Cutter:
             pause = at if not line.strip() else pause
         yield start, len(text), head
 
+    def _heading(self, line: str, below: str) -> tuple[int, str] | None:
+        """Level and text: Markdown's, and lines that are ruled below, whose levels are those of the first of a kind.
+
+        Code between fences has none: its comments look the same.
+        """
+        if fence := _FENCE.match(line):
+            if not self._fence:
+                self._fence = fence[1]
+            elif fence[1].startswith(self._fence) and not line[fence.end() :].strip():
+                self._fence = ""
+        elif not self._fence:
+            if found := _HEADING.match(line):
+                return len(found[1]), found[2].strip()
+            title, rule = line.strip(), _RULE.fullmatch(below)
+            if rule and line[0].isalnum() | (line[0] in "'\"`*:(<$") and 3 * len(below.strip()) > 2 * len(title):
+                if rule[1] not in self._rules:
+                    self._rules.append(rule[1])
+                return self._rules.index(rule[1]) + 1, title
+        return None
+
     def _head(self) -> str:
         return " › ".join(text for _, text in self._headings)
 
@@ -85,8 +109,11 @@ class Cutter:
         marks = sorted({0: "", **dict(self._definitions(text)), len(text): ""}.items())
         pieces: list[Span] = []
         for (start, head), (end, _) in pairwise(marks):
-            if pieces and end - pieces[-1][0] <= LONGEST and (pieces[-1][2] == head or start - pieces[-1][0] < 120):
-                pieces[-1] = (pieces[-1][0], end, head or pieces[-1][2])
+            first, _, before = pieces[-1] if pieces else (0, 0, None)
+            # What stands before a definition and within the same class: its decorators, comments, the class's line.
+            around = before is not None and before in ("", head.rpartition(".")[0]) and start - first < 120
+            if (before == head or around) and end - first <= LONGEST:
+                pieces[-1] = (first, end, head)
             else:
                 pieces.append((start, end, head))
         for start, end, head in pieces:

@@ -1,4 +1,4 @@
-"""Finds the passages of a chat's files that a question is about: BM25 over stemmed words."""
+"""Finds the passages of a chat's files that a question is about: by its words (BM25), and by what they mean."""
 
 import re
 import threading
@@ -16,13 +16,15 @@ _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _STOP_WORDS = """
 a an and are as at be but by can could did do does for from had has have how i if in into is it its me my no not
 of on or our should so some such tell than that the their them then there these they this to was we were what
-when where which who whose why will with would you your file files document documents
+when where which who whose why will with would you your
 """
 _STOP = frozenset(_STOP_WORDS.split())
 
 
-FAINT = 0.3
+FAINT = 0.45
 """What has so much less of the question than the best passage is noise, and costs the model time."""
+MEANING = 0.6
+"""How much likeness in meaning counts beside the words, each in parts of its best."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Document:
     def place(self, page: int, head: str) -> str:
         if self.kind == "pdf":
             return f"p.{page}"
-        return head.rsplit(" › ", 1)[-1][:60].strip("| ") if head else f"part {page}" if len(self.pages) > 1 else ""
+        above = [part for part in head.split(" › ") if part and not part.startswith("|")]
+        return above[-1][:60] if above else f"part {page}" if len(self.pages) > 1 else ""
 
     @cached_property
     def text(self) -> str:
@@ -81,7 +84,7 @@ class Library:
     def __init__(self, documents: Iterable[Document] = (), unread: Iterable[str] = ()) -> None:
         self.documents, self.unread = list(documents), list(unread)
         self._lock = threading.Lock()
-        self._built: tuple[list[Chunk], Any] | None = None
+        self._built: tuple[list[Chunk], Any, Any] | None = None
 
     def find(self, file_id: str) -> Document | None:
         return next((found for found in self.documents if found.id == file_id), None)
@@ -90,32 +93,33 @@ class Library:
         """At most ``limit`` chunks that have words of the query, best first; none of the files ``without``."""
         import numpy as np
 
-        chunks, index = self._index()
+        chunks, index, vectors = self._index()
         asked = [word for word in dict.fromkeys(words(query)) if word in index.vocab_dict] if index else []
         if not asked:
             return []
         scores = index.get_scores(asked)
+        likeness = np.maximum(vectors.likeness(query), 0)
+        scores = scores / (scores.max() or 1) + MEANING * likeness / (likeness.max() or 1)
         order = np.argsort(-scores, kind="stable")
         least = FAINT * scores[order[0]]
         found = (chunks[at] for at in order if scores[at] > least)
         return [chunk for chunk, _ in zip((c for c in found if c.file.id not in without), range(limit), strict=False)]
 
-    def _index(self) -> tuple[list[Chunk], Any]:
+    def _index(self) -> tuple[list[Chunk], Any, Any]:
         with self._lock:
             if self._built is None:
                 import bm25s
 
+                from llmsvc.files.vectors import Vectors
+
                 chunks = [chunk for document in self.documents for chunk in document.chunks]
+                # With what stands above the passage; the file's name counts too, but never as more than the passage.
+                texts = [f"{chunk.file.name} {chunk.head}\n{chunk.text}" for chunk in chunks]
                 index = bm25s.BM25() if chunks else None
                 if index is not None:
-                    index.index([_all_words(chunk) for chunk in chunks], show_progress=False)
-                self._built = chunks, index
+                    index.index([words(text) or [""] for text in texts], show_progress=False)
+                self._built = chunks, index, Vectors(texts) if chunks else None
             return self._built
-
-
-def _all_words(chunk: Chunk) -> list[str]:
-    """With those above the passage; the file's name counts too, but never as more than the passage."""
-    return words(f"{chunk.file.name} {chunk.head}\n{chunk.text}") or [""]
 
 
 def words(text: str) -> list[str]:

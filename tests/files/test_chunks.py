@@ -49,6 +49,21 @@ def test_headings_and_table_heads_stand_above() -> None:
     assert cutter.cut("On the next page.")[0][2] == "Guide › End"
 
 
+def test_comments_in_fenced_code_are_no_headings() -> None:
+    text = "# Guide\n\n```sh\n# install it\npip install x\n```\n\n## Use\n\nRun it.\n"
+    assert heads("markdown", "g.md", text) == ["Guide", "Guide › Use"]
+
+
+def test_ruled_lines_are_headings() -> None:
+    text = "Title\n=====\n\nIntro.\n\nFirst part\n----------\n\nOne.\n\nSecond part\n-----------\n\na b\n=== ===\n1 2\n"
+    assert heads("text", "g.rst", text) == ["Title", "Title › First part", "Title › Second part"]
+
+
+def test_a_short_function_keeps_its_own_name() -> None:
+    text = "class A:\n    @property\n    def one(self):\n        return 1\n\n    def two(self):\n        return 2\n"
+    assert heads("code", "a.py", text) == ["A.one", "A.two"]
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.sampled_from("ab\n |#.é\t"), max_size=4000), st.sampled_from(["markdown", "pdf", "code"]))
 def test_nothing_but_blank_space_is_left_out(text: str, kind: str) -> None:
@@ -64,6 +79,14 @@ def test_words() -> None:
     assert sorted(words("The running engines")) == sorted(words("engine runs"))
     assert {"maxtoken", "max", "token"} <= set(words("maxTokens"))
     assert "日本" in words("日本語")
+
+
+def test_other_words_for_the_same_are_found() -> None:
+    pages = ["Bread is sold at the harbour.", "The harbour tax is nine coins.", "The vessel left the harbour at dawn."]
+    row = {"id": "0" * 32, "name": "notes.pdf", "kind": "pdf"}
+    chunks = [{"text": page, "chunks": Cutter("pdf", "notes.pdf").cut(page)} for page in pages]
+    found = Library([Document(row, chunks)]).search("When did the ship sail out of the harbour?", 3)
+    assert found[0].page == 3
 
 
 def test_real_code_is_found_by_what_it_does() -> None:
