@@ -35,7 +35,7 @@ document.addEventListener("paste", (e) => {
 const openTab = () =>
   [...document.querySelectorAll("#tabs [role=tab]")].find((tab) => tab.textContent.trim() === "Files")?.click();
 document.addEventListener("click", (e) => {
-  if (e.target.closest("#scroll .do-file-open")) openTab();
+  if (e.target.closest("#scroll :is(.do-file-open, .do-file-summary)")) openTab();
   const button = e.target.closest(`:is(${parts}) button[data-act]`);
   if (!button) return;
   const { act, id } = button.dataset;

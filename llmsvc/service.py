@@ -7,6 +7,7 @@ import sys
 from llmsvc.accounts import Accounts, Caller
 from llmsvc.chat.completions import Completions
 from llmsvc.chat.embeddings import Embeddings
+from llmsvc.chat.memory import Memory
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.turns import Turns
 from llmsvc.errors import StorageError
@@ -45,10 +46,11 @@ class Service:
         self.servers = Servers(self.database.index("remotes"), self.pool, settings.remote)
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))
         self.sessions = Sessions(self.database, self.default_model, self.files)
+        self.memory = Memory(self.database)
         rates = Rates(
             "answers", *((settings.rate_limit, settings.guest_rate_limit) if self.accounts.closed else (0, 0))
         )
-        self.turns = Turns(self.database, self.sessions, self.pool, self.files, rates)
+        self.turns = Turns(self.database, self.sessions, self.pool, self.files, rates, self.memory)
         self.completions = Completions(self.pool, self.sessions, self.turns, rates)
         self.embeddings = Embeddings(self.completions)
         self.files.resume()

@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--compiled", type=Path, help="a folder of compiled steps, to find faults with a fast model")
     parser.addoption("--clients", type=int, default=8, help="clients that use the service at random, each its own chat")
     parser.addoption("--requests", type=int, default=60, help="random requests for models that do not all fit")
+    parser.addoption("--needles", type=int, default=60, help="facts that are hidden in chats and files")
     parser.addoption("--minutes", type=float, default=0.2, help="for how long they do")
 
 
@@ -44,6 +45,11 @@ def pytest_report_collectionfinish(items: list[pytest.Item]) -> list[str]:
 @pytest.fixture
 def crashes(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--crashes"))
+
+
+@pytest.fixture
+def needles(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--needles"))
 
 
 def free_port() -> int:

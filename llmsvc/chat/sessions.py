@@ -7,6 +7,7 @@ from collections.abc import Container
 from itertools import islice
 
 from llmsvc.chat import branches, transfer
+from llmsvc.chat.past import number
 from llmsvc.chat.transfer import new_id
 from llmsvc.errors import BadRequest, Conflict, NotFound
 from llmsvc.files.files import Files
@@ -61,8 +62,10 @@ class Sessions:
         return list(islice(self._db.search_sessions(owner, needle), limit))
 
     def get(self, owner: str, session_id: str) -> Row:
-        """The session with the messages of the branch that is shown, and those that wait. Raises NotFound."""
-        return self.window(owner, session_id, None)
+        """The session with the messages of the shown branch, those that wait, and summaries. Raises NotFound."""
+        session = self.window(owner, session_id, None)
+        with self._db.session_rows(session_id, "cuts") as rows:
+            return {**session, "summaries": [_summary(row) for row in rows.all() if row["summary"]]}
 
     def window(self, owner: str, session_id: str, limit: int | None) -> Row:
         """``get`` with the last ``limit`` messages; its cost does not grow with the others. Raises NotFound."""
@@ -81,6 +84,14 @@ class Sessions:
             if row := rows.get(message_id):
                 return row
         raise NotFound("There is no such message in this chat. Reload the page to see what there is.")
+
+    def summary(self, owner: str, session_id: str, id_: str) -> Row:
+        """``{id, turns, text}``: the first and the last turn of which it tells. Raises NotFound."""
+        self.row(owner, session_id)
+        with self._db.session_rows(session_id, "cuts") as rows:
+            if row := rows.get(id_):
+                return _summary(row)
+        raise NotFound("There is no such summary in this chat. It belonged to the chat that this one was made from.")
 
     def version(self, session_id: str) -> int:
         """See ``chat.branches``. Raises NotFound."""
@@ -184,6 +195,10 @@ class Sessions:
 
 def _public(row: Row) -> Row:
     return {name: row[name] for name in LISTED}
+
+
+def _summary(cut: Row) -> Row:
+    return {"id": cut["id"], "turns": [number(cut["first"]), number(cut["covers"])], "text": cut["summary"]}
 
 
 def _clean(title: str) -> str:

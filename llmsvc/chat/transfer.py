@@ -15,6 +15,7 @@ from llmsvc.store.database import Row
 _ROLES = ("user", "assistant", "system")
 _KEPT = {"created_at": float, "state": str, "model": str, "usage": dict, "context": dict, "sources": list, "error": str}
 _KEPT |= {"options": dict}
+_OF_A_CUT = ("begins", "bare", "cut", "recalled_from")
 _HEADING = re.compile(r"^(\\*)(## (?:User|Assistant|System))$", re.MULTILINE)
 
 
@@ -100,6 +101,8 @@ def _message(data: Row) -> Row:
     if data["role"] not in _ROLES or not isinstance(data["content"], str):
         raise ValueError
     kept = {name: data[name] for name, kind in _KEPT.items() if isinstance(data.get(name), kind)}
+    # Where the chat was cut says nothing here: its summaries stay behind.
+    kept["context"] = {name: value for name, value in kept.get("context", {}).items() if name not in _OF_A_CUT}
     if kept.get("state") not in ("done", "stopped", "failed"):
         kept["state"] = "interrupted" if kept.get("state") in ("running", "interrupted") else "done"
     places = {name: data[name] for name in ("id", "parent", "chosen") if name in data}

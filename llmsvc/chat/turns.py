@@ -8,9 +8,13 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from llmsvc.chat import branches, context, options
+from llmsvc.chat import branches, options
 from llmsvc.chat.crossing import CROSSING_SECONDS, Crossing
+from llmsvc.chat.idle import Idle
+from llmsvc.chat.memory import Memory
+from llmsvc.chat.prompts import Prompts
 from llmsvc.chat.sessions import Sessions
+from llmsvc.chat.summaries import Summaries
 from llmsvc.chat.titles import Titles, first_line
 from llmsvc.chat.transfer import message, new_id
 from llmsvc.chat.turn import Turn, Watch, can_continue
@@ -38,13 +42,24 @@ STALE = "This chat went on elsewhere. Here is its newest state; your text is sti
 class Turns:
     """Starts, watches and stops turns. Lives on one event loop, on which all of its methods are called."""
 
-    def __init__(self, database: Database, sessions: Sessions, pool: ModelPool, files: Files, rates: Rates) -> None:
-        self._rates = rates
+    def __init__(
+        self,
+        database: Database,
+        sessions: Sessions,
+        pool: ModelPool,
+        files: Files,
+        rates: Rates,
+        memory: Memory,
+    ) -> None:
+        self._rates, self._memory = rates, memory
         self._db, self._sessions, self._pool, self._files = database, sessions, pool, files
+        self._prompts = Prompts(database, files, memory)
         self._active: dict[str, Turn] = {}
         self._queued: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._titles = Titles(database, sessions, pool)
+        self._idle = Idle(pool)
+        self._titles = Titles(database, sessions, self._idle)
+        self._summaries = Summaries(self._prompts, self._idle)
         self.crossing = Crossing()
         self._watchers: Counter[str] = Counter()
         self._others = 0
@@ -219,9 +234,9 @@ class Turns:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """While something is generated that belongs to no session: the models have no time for titles."""
+        """While something is generated that belongs to no session: the models have no time of their own."""
         self._others += 1
-        self._titles.busy()
+        self._idle.busy()
         try:
             yield
         finally:
@@ -288,7 +303,7 @@ class Turns:
             turn.end("interrupted")
         for turn_id in list(self._queued):
             self._drop(turn_id, "interrupted")
-        await self._titles.close()
+        await self._idle.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check_resting(self, owner: str, session_id: str, version: int | None) -> Row:
@@ -331,7 +346,8 @@ class Turns:
             turn.finish()
 
     def _begin(self, turn: Turn, parent: str, text: str | None, model: str, chosen: Row) -> None:
-        """Store the messages of a turn below ``parent``, durably, then let it run. Raises StorageError."""
+        """Store the messages of a turn below ``parent``, durably, then let it run. Raises StorageError, BadRequest."""
+        self._memory.note(turn.owner, text or "")
         session = self._db.session(turn.session_id)
         fields: Row = {"running": turn.id}
         if text is not None:
@@ -385,7 +401,7 @@ class Turns:
 
     def _launch(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
         self._active[turn.session_id] = turn
-        self._titles.busy()
+        self._idle.busy()
         task = asyncio.create_task(self._run(turn, model, chosen, question))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -414,12 +430,14 @@ class Turns:
         event(log, logging.INFO, "turn", **turn.record(), model=model)
         if turn.outcome == "done":
             self._titles.want(turn.session_id, model)
+        if turn.outcome in ("done", "stopped"):
+            self._summaries.want(turn.session_id, model, chosen["system"])
         self._next(turn.session_id)
         self._rest()
 
     def _rest(self) -> None:
         if not self._active and not self._others:
-            self._titles.idle()
+            self._idle.idle()
 
     async def _generate(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
         pooled = await self._model(turn, model)
@@ -439,7 +457,8 @@ class Turns:
         if engine is None or loaded is None:
             raise Unavailable(f"{model} was unloaded. Send the message again to load it.")
         await self._files_read(turn)
-        prompt = await asyncio.to_thread(self._prompt, turn, loaded, chosen["system"], question)
+        given = (turn.session_id, loaded, chosen["system"], question, turn.text, turn.sources)
+        prompt = await asyncio.to_thread(self._prompts.build, *given)
         if turn.outcome:
             return
         turn.context, turn.sources, turn.state = prompt.ledger.row(), list(prompt.sources), "prefill"
@@ -462,22 +481,6 @@ class Turns:
                 turn.note = ""
             except StorageError as error:  # the answer goes on; its end is saved if there is room by then
                 turn.note = str(error)
-
-    def _prompt(self, turn: Turn, loaded: Any, system: str, question: str) -> context.Prompt:
-        with self._db.session_rows(turn.session_id, "messages") as rows:
-            above = branches.upward(rows, question)
-            row = next(above)
-            return context.build(
-                loaded.tokenizer,
-                loaded.window,
-                system,
-                above,
-                row["content"],
-                turn.text,
-                row["depth"],
-                self._files.library(turn.session_id),
-                turn.sources,
-            )
 
     async def _files_read(self, turn: Turn) -> None:
         """Wait until the files are read, telling how far they are, or until the turn is stopped."""

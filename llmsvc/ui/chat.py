@@ -112,27 +112,55 @@ def _place(file_id: str, page: int, shown: str) -> str:
     return f'<button class="act cite do-file-open to-{file_id}:{page}" title="Show this place">{shown}</button>'
 
 
+_PARTS = {
+    "system": "system",
+    "memory": "memory",
+    "files": "whole files",
+    "summary": "summary",
+    "history": "earlier messages",
+    "excerpts": "passages",
+    "recalled": "found in earlier turns",
+    "message": "your message",
+}
+
+
 def _ledger(row: dict[str, Any]) -> str:
-    """What was in the prompt, for answers in chats with files: one line, and the rest when it is opened."""
+    """What was in the prompt besides the whole talk: one line, and the rest when it is opened."""
     ledger, sources = row["context"], row["sources"]
-    if not ledger.get("begins"):
+    told = ("files", "passages", "memory", "summary", "recalled", "turns_left_out", "left_out")
+    if not any(ledger.get(name) for name in told):
         return ""
-    parts = {"system": "system", "files": "whole files", "history": "earlier messages"}
-    parts |= {"excerpts": "passages", "message": "your message"}
-    tokens = ", ".join(f"{label} {ledger[name]:,}" for name, label in parts.items() if ledger[name])
+    counted = {name: ledger.get(name) for name in (*_PARTS, *told, "prompt", "window", "passages_read")}
+    tokens = {name: value for name, value in counted.items() if isinstance(value, int)}
+    lines = [", ".join(f"{label} {tokens[name]:,}" for name, label in _PARTS.items() if tokens.get(name))]
     places: dict[str, list[str]] = {}
     for source in sources:
         shown = escape("whole" if source.get("whole") else source["place"] or f"part {source['page']}")
         places.setdefault(source["name"], []).append(_place(source["file_id"], source["page"], shown))
-    files = "".join(f"<br>{escape(name)}: {', '.join(dict.fromkeys(found))}" for name, found in places.items())
-    used = escape(", ".join(places)) or "no file"
-    left = "".join(f'<br><span class="left-out">{escape(note)}.</span>' for note in ledger.get("left_out", ()))
-    read = f"{'about ' if ledger.get('estimated') else ''}{ledger['prompt']:,}"
-    flag = ' · <span class="left-out">something was left out</span>' if left else ""
-    return (
-        f'\n\n<details class="ledger"><summary>{read} of {ledger["window"]:,} tokens read · {used}{flag}'
-        f"</summary>{tokens}{files}{left}</details>"
-    )
+    lines += [f"{escape(name)}: {', '.join(dict.fromkeys(found))}" for name, found in places.items()]
+    if passages := tokens.get("passages", 0):
+        lines.append(f"{tokens.get('passages_read', 0):,} of {passages:,} passages of the files that are searched")
+    lines += _earlier_turns(ledger)
+    left = [f'<span class="left-out">{escape(str(note))}.</span>' for note in ledger.get("left_out") or ()]
+    flag = '<span class="left-out">something was left out</span>' if left else ""
+    about = "about " if ledger.get("estimated") else ""
+    head = f"{about}{tokens.get('prompt', 0):,} of {tokens.get('window', 0):,} tokens read"
+    head = " · ".join(filter(None, (head, escape(", ".join(places)), flag)))
+    return f'\n\n<details class="ledger"><summary>{head}</summary>{"<br>".join([*lines, *left])}</details>'
+
+
+def _earlier_turns(ledger: dict[str, Any]) -> list[str]:
+    """What stands for turns that are not there word by word."""
+    lines = []
+    cut, first, count = (ledger.get(name) for name in ("cut", "summarised_from", "turns_summarised"))
+    if ledger.get("summary") and isinstance(first, int) and isinstance(count, int) and str(cut).isalnum():
+        shown = f"turn {first}" if count == 1 else f"turns {first}–{first + count - 1}"
+        button = f'<button class="act cite do-file-summary to-{cut}" title="Show the summary">{shown}</button>'
+        lines.append(f"{button} as a summary")
+    depths = {piece.get("depth") for piece in ledger.get("recalled_from") or () if isinstance(piece, dict)}
+    if found := sorted(depth for depth in depths if isinstance(depth, int)):
+        lines.append(f"found again: {', '.join(f'turn {(depth + 1) // 2}' for depth in found)}")
+    return lines
 
 
 def _typed(role: str, text: str) -> Message:

@@ -19,6 +19,7 @@ def add_endpoints(service: Service) -> None:
         **_session_endpoints(service),
         **_chat_endpoints(service),
         **_file_endpoints(service),
+        **_memory_endpoints(service),
         **_model_endpoints(service),
     }.items():
         gr.api(function, api_name=name)
@@ -235,6 +236,32 @@ def _file_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
             return files.retry(owner_of(request), session_id, file_id, password, encoding)
 
     return {function.__name__: function for function in (file_list, file_get, file_remove, file_retry)}
+
+
+def _memory_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
+    memory = service.memory
+
+    def memory_list(request: gr.Request) -> dict[str, Any]:
+        """What you want to be remembered in all your chats: on, and facts with id and text."""
+        with shown_errors():
+            return memory.listed(owner_of(request))
+
+    def memory_switch(request: gr.Request, on: bool) -> dict[str, Any]:
+        """Use the facts in every prompt, or keep them unused; gives what memory_list gives."""
+        with shown_errors():
+            return memory.switch(owner_of(request), on is True)
+
+    def memory_set(request: gr.Request, id: str, text: str) -> dict[str, Any]:
+        """Change a fact, or add one: with an empty id."""
+        with shown_errors():
+            return memory.set(owner_of(request), id, text)
+
+    def memory_delete(request: gr.Request, id: str) -> dict[str, Any]:
+        """Delete a fact; gives it, so that it can be added again."""
+        with shown_errors():
+            return memory.delete(owner_of(request), id)
+
+    return {function.__name__: function for function in (memory_list, memory_switch, memory_set, memory_delete)}
 
 
 def _add_upload(service: Service) -> None:

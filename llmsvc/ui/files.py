@@ -19,6 +19,8 @@ _STATES = {
     "failed": "not read",
 }
 
+_CLOSE = '<button data-act="file-close" data-id="" aria-label="Close the text">Close</button>'
+
 Row = dict[str, Any]
 
 
@@ -78,11 +80,20 @@ def text(row: Row, pages: list[str], first: int) -> str:
     before = _turn(row, max(1, first - max(1, last - first + 1)), "Earlier") if first > 1 else ""
     after = _turn(row, last + 1, "Later") if last < len(pages) else ""
     what = f"{_unit(row)} {first} to {last} of {len(pages)}" if before or after else ""
-    close = '<button data-act="file-close" data-id="" aria-label="Close the text">Close</button>'
     return (
         f'<section class="file-text" tabindex="-1" aria-label="Text of {escape(row["name"], quote=True)}"><header>'
-        f"<b>{escape(row['name'])}</b><span>{what}</span>{before}{after}{close}</header>"
+        f"<b>{escape(row['name'])}</b><span>{what}</span>{before}{after}{_CLOSE}</header>"
         f"{''.join(shown) or '<p class=empty>Nothing was read yet.</p>'}</section>"
+    )
+
+
+def summary(row: Row) -> str:
+    """What stands for turns that no longer fit into the prompt."""
+    first, last = row["turns"]
+    return (
+        '<section class="file-text" tabindex="-1" aria-label="Summary of earlier turns"><header>'
+        f"<b>Turns {first} to {last}, as the model reads them now</b>{_CLOSE}</header>"
+        f'<pre dir="auto">{escape(row["text"])}</pre></section>'
     )
 
 

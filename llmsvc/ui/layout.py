@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from llmsvc.service import Service
-from llmsvc.ui import chat, files, keys, models, sidebar
+from llmsvc.ui import chat, files, keys, memory, models, sidebar
 
 GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
 <p>Every chat is kept on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
@@ -39,6 +39,8 @@ class Layout:
             gr.HTML('<h3 class="panel-title">This chat</h3><p class="hint">Over the defaults in Settings.</p>')
             self.own = _knobs()
             self.reset = gr.Button("Back to the defaults", size="sm", elem_id="reset")
+            with gr.Accordion("Memory", open=False, elem_id="memory-part") as self.memory_part:
+                self.memory = gr.HTML(elem_id="memory", js_on_load=memory.JS, apply_default_css=False)
             self.links = gr.HTML(elem_id="links", apply_default_css=False)
             self.bring = gr.UploadButton(
                 "Import a chat", file_types=[".json", ".md", ".markdown"], size="sm", elem_id="import"

@@ -14,7 +14,7 @@ from llmsvc.chat.turn import can_continue
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound
 from llmsvc.models.memory import size
 from llmsvc.service import Service
-from llmsvc.ui import chat, files, models, sidebar
+from llmsvc.ui import chat, files, memory, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
 from llmsvc.ui.identity import admin_only, caller_of, owner_of, shown_errors
 from llmsvc.ui.keys import Keys
@@ -114,6 +114,8 @@ class Page:
             queue=False,
             **private,
         )
+        on.memory_part.expand(self.on_memory_shown, None, [on.memory], queue=False, **private)
+        on.memory.select(self.on_memory, None, [on.memory], queue=False, **private)
         on.delete.click(
             self.on_delete_model,
             [on.choice],
@@ -369,6 +371,24 @@ class Page:
             await asyncio.to_thread(self._service.servers.remove, str(event.id))
         return await self.on_servers_shown(request)
 
+    # Memory: what the user wants to be remembered in every chat
+
+    async def on_memory_shown(self, request: gr.Request) -> str:
+        return memory.panel(self._service.memory.listed(owner_of(request)))
+
+    async def on_memory(self, event: gr.EventData, request: gr.Request) -> str:
+        """Turn it on or off; change, add, delete a fact, or bring back the last that was deleted."""
+        owner, room, action = owner_of(request), self._service.memory, str(event.action)
+        deleted = ""
+        with shown_errors():
+            if action == "switch":
+                room.switch(owner, bool(event.on))
+            elif action == "delete":
+                deleted = room.delete(owner, str(event.id))["text"]
+            else:
+                room.set(owner, str(event.id), str(event.text))
+        return memory.panel(room.listed(owner), deleted)
+
     # Settings: of all chats, and of the one that is open
 
     async def on_defaults_shown(self, request: gr.Request) -> tuple[Any, ...]:
@@ -508,6 +528,8 @@ class Page:
             elif action == "file-open":
                 row = room.row(owner, tab.session_id, id_)
                 shown.file_text = files.text(row, room.pages(tab.session_id, id_), int(page) if page.isdecimal() else 1)
+            elif action == "file-summary":
+                shown.file_text = files.summary(self._service.sessions.summary(owner, tab.session_id, id_))
             elif action == "file-remove":
                 room.remove(owner, tab.session_id, id_)
                 shown.file_text = ""
