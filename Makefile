@@ -23,6 +23,7 @@ bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.engine
 	$(BIN)/python -m bench.retrieval
 	$(BIN)/python -m bench.files
+	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.guard
 
 lint: $(DEV_STAMP)

@@ -82,7 +82,7 @@ class PacedPool:
         self.catalogue = catalogue
         loaded = SimpleNamespace(tokenizer=_Tokenizer(), window=8192)
         self.engine = PacedEngine(rate)
-        self._pooled = SimpleNamespace(loaded=loaded, engine=self.engine, state="ready", stage="")
+        self._pooled = SimpleNamespace(loaded=loaded, engine=self.engine, state="ready", stage="", remote=False)
 
     def list(self) -> list[dict[str, Any]]:
         return []

@@ -126,8 +126,9 @@ def build(
     while len(tokens) > page.budget and (chosen or pieces):
         (chosen or pieces).pop()
         tokens = page.encode([*head, *turns, page.asked(chosen, past.quote(pieces), text)])
-    with_passages = len(page.encode([*head, page.asked(chosen, "", text)]))
-    with_all = len(page.encode([*head, page.asked(chosen, past.quote(pieces), text)]))
+    with_passages = len(page.encode([*head, page.asked(chosen, "", text)])) if chosen else len(alone)
+    asked = page.asked(chosen, past.quote(pieces), text)
+    with_all = len(page.encode([*head, asked])) if pieces else with_passages
     summarised = number(cut.covers) - number(cut.first) + 1 if page.summary else 0
     read, passages = _passages(page.desk, [*past.sources(used, cut.bare), *chosen])
     ledger = ContextLedger(
@@ -151,7 +152,6 @@ def build(
         recalled_from=tuple(pieces),
         estimated=isinstance(tokenizer, Estimate),
     )
-    asked = page.asked(chosen, past.quote(pieces), text)
     said = (*head, *turns, asked, *([{"role": "assistant", "content": answer}] if answer else ()))
     return Prompt(tuple(tokens), ledger, (*page.desk.whole_sources(), *chosen), said)
 

@@ -208,7 +208,8 @@ def test_the_api_lists_the_contract(client) -> None:
     files = {f"/file_{n}" for n in ("upload", "list", "get", "remove", "retry")}
     models = {f"/model_{n}" for n in ("catalog", "list", "forecast", "load", "unload", "pin", "delete")}
     remote = {f"/remote_{n}" for n in ("add", "list", "remove")}
-    assert named == sessions | files | models | remote | {
+    memory = {f"/memory_{n}" for n in ("list", "switch", "set", "delete")}
+    assert named == sessions | files | models | remote | memory | {
         "/chat",
         "/attach",
         "/continue",
