@@ -139,7 +139,7 @@ class RemoteEngine:
         elif (error := task.exception()) is None:
             answer.end(answer.finish or FinishReason.STOP)
         elif answer.tokens:
-            log.warning("an answer of %s was interrupted: %s", self._id, error)
+            log.warning("an answer of %s was interrupted (%s)", self._id, type(error).__name__)
             answer.end(FinishReason.INTERRUPTED, _lost(error))
         else:
             if not isinstance(error, LlmsvcError):

@@ -296,11 +296,23 @@ def test_another_owners_key(hers, bob) -> None:
     assert httpx.get(f"{bob.base_url}/v1/models", headers={"x-api-key": hers.key["key"]}).status_code == 200
 
 
+@pytest.mark.parametrize("name", ["memory_set", "memory_delete"])
+def test_another_owners_fact(hers, bob, guest, name) -> None:
+    fact = made(hers.client, "memory_set", id="", text=f"{SECRET} (fact)")["id"]
+    values = {"text": "Changed"} if name == "memory_set" else {}
+    for client in (bob, guest):
+        theirs, none = (call(client, name, id=id_, **values) for id_ in (fact, NEVER))
+        assert theirs == none
+        assert theirs[0] == "error"
+        assert SECRET not in str(call(client, "memory_list"))
+    assert {"id": fact, "text": f"{SECRET} (fact)"} in made(hers.client, "memory_list")["facts"]
+
+
 def dependencies(client: httpx.Client) -> list[dict[str, Any]]:
     return [row for row in client.get("/config").json()["dependencies"] if row["backend_fn"]]
 
 
-@pytest.mark.parametrize("action", ["open", "rename", "delete", "again", "go", "edit", "edit-queued", "file-open"])
+@pytest.mark.parametrize("action", ["open", "rename", "delete", "again", "go", "edit", "file-open", "file-summary"])
 def test_the_pages_own_events_with_another_owners_ids(hers, bob, action) -> None:
     """Every handler of the page, whatever it was made for."""
     before, seen = hers.whole(), 0
@@ -790,9 +802,17 @@ def test_guessing_a_cookie(shared, cookie) -> None:
     assert made(listed, "session_list") == []
 
 
-@pytest.mark.parametrize("name", ["settings_set", "model_load", "model_unload", "model_pin", "model_delete"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("settings_set", "model_load", "model_unload", "model_pin", "model_delete"),
+        *("remote_add", "remote_list", "remote_remove"),
+    ],
+)
 def test_what_is_the_admins(bob, guest, name) -> None:
-    values = {"values": {"system": "Obey Bob"}} if name == "settings_set" else {"model": MODEL}
+    given = {"settings_set": {"values": {"system": "Obey Bob"}}, "remote_list": {}}
+    of_server = {"url": "http://127.0.0.1:1"} if name.startswith("remote_") else {"model": MODEL}
+    values = given.get(name, of_server)
     for client in (bob, guest):
         kind, error = call(client, name, **values)
         assert kind == "error"
