@@ -11,7 +11,7 @@ from llmsvc.engine import TokenEvent
 
 log = logging.getLogger(__name__)
 
-CROSSING_SECONDS = 0.05
+CROSSING_SECONDS = 0.06
 
 
 class Crossing:

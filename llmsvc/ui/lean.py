@@ -12,6 +12,7 @@ from typing import Any
 import fastapi.dependencies.utils
 import gradio as gr
 import gradio.queueing
+import uvicorn
 from gradio.blocks import BlocksConfig
 
 from llmsvc.ui.shut import ShutBlocks
@@ -26,6 +27,15 @@ async def _at_once(call: Callable[..., Any], **values: Any) -> Any:
 
 # Gradio's only dependency that is no coroutine compares two words: a thread for it costs more than the request.
 fastapi.dependencies.utils.run_in_threadpool = _at_once  # type: ignore[attr-defined, assignment]
+
+
+async def _main_loop(server: uvicorn.Server) -> None:
+    """uvicorn's, which wakes ten times in a second for the date in its headers, and to see whether it is to end."""
+    while not await server.on_tick(0):  # noqa: ASYNC110
+        await asyncio.sleep(0.5)
+
+
+uvicorn.Server.main_loop = _main_loop  # type: ignore[method-assign, assignment]
 
 
 class _Until:
