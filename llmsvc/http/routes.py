@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from llmsvc.http import anthropic, embeddings, keys, login, metrics, openai, responses
 from llmsvc.http.errors import ApiRoute
 from llmsvc.http.identity import owner_of
-from llmsvc.http.sse import events, placed
+from llmsvc.http.sse import END, events, placed
 from llmsvc.service import Service
 
 
@@ -33,7 +33,7 @@ def make_routes(service: Service, counts: metrics.Counts) -> APIRouter:
     async def stream(session_id: str, request: Request, last_event_id: Annotated[str, Header()] = "") -> Response:
         """Server-sent events of the running turn, or of the last; ``Last-Event-ID`` resumes exactly after it."""
         turn = service.turns.last(owner_of(request), session_id)
-        if turn.finished and last_event_id == f"{turn.id}:{len(turn.text)}":
+        if turn.finished and last_event_id == f"{turn.id}:{len(turn.text)}{END}":
             return Response(status_code=204)  # by the specification: there is nothing more, do not come again
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         found = events(service.turns, turn, last_event_id)

@@ -2,9 +2,10 @@
 
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html.
 
-Each event has the id ``TURN:CHARACTERS`` and ``{"turn_id", "state", "offset", "length", "text", "usage"}``: what
-a client shows is what it had up to ``offset``, then ``text``, ``length`` characters in all. The first event, those
-that tell more than new text, and the last (``event: end``) have the whole status of ``/attach`` besides.
+Each event has the id ``TURN:CHARACTERS``, the last one ``TURN:CHARACTERS:end``, and ``{"turn_id", "state", "offset",
+"length", "text", "usage"}``: what a client shows is what it had up to ``offset``, then ``text``, ``length`` characters
+in all. The first event, those that tell more than new text, and the last (``event: end``) have the whole status of
+``/attach`` besides.
 """
 
 import json
@@ -15,13 +16,15 @@ from typing import Any
 from llmsvc.chat.turn import Turn
 from llmsvc.chat.turns import Turns
 
+END = ":end"
+"""Behind the id of the last event: who has seen all of the text may not know yet how the answer ended."""
 _BRIEF = ("completion_tokens", "tokens_per_second")
 
 
 async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[str]:
     """Exactly what comes behind ``last_id``; from the start when that is of another turn."""
     yield "retry: 500\n\n"
-    of, _, seen = last_id.partition(":")
+    of, _, seen = last_id.removesuffix(END).partition(":")
     # A client may have seen more than a crash left on the disk: it is told to go back to there.
     shown = min(int(seen[:12]) if of == turn.id and seen.isdecimal() else 0, len(turn.text))
     told: tuple[Any, ...] = ()
@@ -34,8 +37,8 @@ async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[str]:
                 usage = {name: status["usage"].get(name) for name in _BRIEF}
                 status = {"turn_id": turn.id, "state": status["state"], "usage": usage}
             told = news
-            name = "event: end\n" if ended else ""
-            yield f"{name}id: {turn.id}:{shown}\ndata: {json.dumps({**status, **place}, ensure_ascii=False)}\n\n"
+            name, end = ("event: end\n", END) if ended else ("", "")
+            yield f"{name}id: {turn.id}:{shown}{end}\ndata: {json.dumps({**status, **place}, ensure_ascii=False)}\n\n"
 
 
 def placed(text: str, shown: int) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_events_of_an_answer_that_has_ended(app, client, session) -> None:
     content, turn = answer["content"], answer["turn_id"]
     ((event, id_, data),) = sse(app, session)
     assert (event, data["text"], data["offset"]) == ("end", content, 0)
-    assert id_ == f"{turn}:{len(content)}"
+    assert id_ == f"{turn}:{len(content)}:end"
     ((_, _, data),) = sse(app, session, f"{turn}:4")
     assert (data["offset"], data["text"]) == (4, content[4:])
     # A crash can leave less than a client saw: it is told to go back.
