@@ -22,7 +22,7 @@ def full_chat(app) -> tuple[str, dict]:
     window = say("Wait for me.")["context"]["window"]
     status: dict = {"context": {"prompt": 0}}
     while status["context"]["prompt"] < 0.64 * window:  # 0.85 of the three quarters that are not kept for answers
-        status = say(samples.sentences(80, status["context"]["prompt"]))
+        status = say(samples.sentences(40, status["context"]["prompt"]))
     until(lambda: client.predict(session, api_name="/session_get")["summaries"], 300)
     return session, say("What was the boat of my sister called?", 24)
 
