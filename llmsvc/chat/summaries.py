@@ -50,7 +50,7 @@ class Summaries:
             said = await self._idle.ask(pooled, chat, sampling)
             if said is None:
                 return False
-            if summary := _whole_sentences(*said):
+            if summary := clean_summary(*said):
                 goes_on = cut.summary and told[0] is plan.turns[0]
                 first = cut.first if goes_on else told[0].depth
                 cut = replace(cut, first=first, covers=told[-1].answers[-1]["depth"], summary=summary)
@@ -91,9 +91,9 @@ def _short(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: 2 * longest // 3]} … {text[-longest // 3 :]}"
 
 
-def _whole_sentences(text: str, end: FinishReason) -> str:
-    """What a model said, without a last sentence that it could not finish; "" when it said nothing."""
-    text = text.strip()
-    if end is FinishReason.LENGTH and (cut := re.match(r".*[.!?](?=\s|$)", text, re.DOTALL)):
-        return cut[0]
-    return text if end in (FinishReason.STOP, FinishReason.LENGTH) else ""
+def clean_summary(text: str, end: FinishReason) -> str:
+    """What a model said: each sentence once, without a last one that it could not finish; "" when it said nothing."""
+    sentences = re.split(r"(?<=[.!?])\s+", text.strip())
+    if end is FinishReason.LENGTH and len(sentences) > 1 and sentences[-1][-1:] not in ".!?":
+        sentences.pop()
+    return " ".join(dict.fromkeys(sentences)) if end in (FinishReason.STOP, FinishReason.LENGTH) else ""

@@ -8,6 +8,8 @@ import pytest
 import samples
 from talks import Talk, checked, common, document
 
+from llmsvc.chat.summaries import clean_summary
+from llmsvc.engine import FinishReason
 from llmsvc.files.retrieval import Library
 
 PLACES = ("an old turn", "a small file", "a large file", "one of several files")
@@ -173,3 +175,17 @@ def test_facts_stand_behind_the_system_prompt(tokenizer, system: str) -> None:
     assert len(facts) <= prompt.ledger.memory <= len(facts) + 16
     many = Talk(tokenizer, window=1024, facts=[samples.sentences(2, n) for n in range(50)])
     assert "of 50 facts of the memory fit" in many.ask("Hi").ledger.left_out[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "end", "summary"),
+    [
+        (" Ada has a boat. It costs 3.5 million. ", FinishReason.STOP, "Ada has a boat. It costs 3.5 million."),
+        ("A boat. A boat. A boat. A", FinishReason.LENGTH, "A boat."),  # small models go round in circles
+        ("no end", FinishReason.LENGTH, "no end"),
+        ("  ", FinishReason.STOP, ""),
+        ("A boat.", FinishReason.ERROR, ""),
+    ],
+)
+def test_a_summary_is_whole_sentences_each_once(said: str, end: FinishReason, summary: str) -> None:
+    assert clean_summary(said, end) == summary
