@@ -337,7 +337,6 @@ def test_a_server_that_died_in_silence_costs_no_question(spare: Spare, admin: Cl
     story = ask(STORY, stream=True, max_tokens=1000)
     next(chunk for chunk in story if chunk.choices[0].delta.content)
     spare.kill()
-    assert servers(admin)[spare.url]["state"] == "ready"  # as far as is known, and it is the less busy one
     assert ask(CAPITAL).choices[0].message.content == PARIS
     assert servers(admin)[spare.url]["state"] == "unreachable"
     story.close()
