@@ -69,6 +69,9 @@ def _forget(uploads: Path) -> None:
 
 def launch(service: Service) -> None:
     """Serve until SIGINT or SIGTERM. Models begin to load once the page is reachable."""
+    stopped = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):  # before the port is open, so that no stop is lost
+        signal.signal(sign, lambda *_: stopped.set())
     settings = service.settings
     uploads = _upload_folder(settings.data_dir)
     shut()
@@ -124,9 +127,6 @@ def launch(service: Service) -> None:
         print(f"Others can reach this page, so it needs a login: name admin, password {made}", flush=True)
     if demo.share_url:
         print(f"Public link: {demo.share_url}", flush=True)
-    stopped = threading.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):  # set by hand: a shell's background job would ignore the first
-        signal.signal(sign, lambda *_: stopped.set())
     gc.freeze()  # what stands now stays: a collection that looks at it stops everything for 0.1 s
     service.preload()
     while not stopped.wait(60):
