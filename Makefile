@@ -25,6 +25,10 @@ bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.files
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.guard
+	$(BIN)/python -m bench.forecast
+	$(BIN)/python -m bench.cycles
+	$(BIN)/python -m bench.swap
+	$(BIN)/python -m bench.swap_served
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
