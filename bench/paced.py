@@ -124,7 +124,7 @@ def main() -> None:
     rate = float(sys.argv[at + 1])
     service = Service(settings.parse(sys.argv[1:at] + sys.argv[at + 2 :]))
     pool: Any = PacedPool(service.catalogue, rate)
-    service.pool = service.turns._pool = service.turns._idle._pool = pool
+    service.pool = service.turns._pool = pool
     service.turns._idle.want = lambda *_: None  # type: ignore[method-assign]  # else its tokens count as an answer's
     # Its own work is not the service's: who measures may leave it out.
     (service.settings.data_dir / "stand-in").write_text(str(pool.engine.thread.native_id))

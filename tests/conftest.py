@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,14 @@ def crashes(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def needles(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--needles"))
+
+
+def with_models_of(data_dir: Path, folder: Path) -> Path:
+    """A data directory in ``folder`` that has the other one's models."""
+    own = folder / "data"
+    own.mkdir()
+    (own / "models").symlink_to(data_dir / "models")
+    return own
 
 
 def free_port() -> int:
@@ -118,6 +128,29 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
     data = tmp_path_factory.mktemp("data") / "data"
     shutil.copytree(model_dir, Catalogue(data / "models").folder(SMOLLM2.id))
     return data
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[tuple[str, list[str]]]:
+    """A server of somebody else's, and what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"fetched")
+
+        do_POST = do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import islice
 from threading import Lock
 from typing import Any
@@ -75,11 +76,15 @@ def number(depth: int) -> int:
 
 
 class Attic:
-    """Turns that are left out of the prompts, as texts that can be searched. Immutable."""
+    """Turns that are left out of the prompts, to be searched. Immutable, but for what is built when first asked."""
 
     def __init__(self, turns: Iterable[Turn] = ()) -> None:
         self._texts = {turn.depth: turn.text for turn in turns}
-        self._library = Library(_document(depth, text) for depth, text in self._texts.items())
+
+    @cached_property
+    def _library(self) -> Library:
+        """Cut when it is first searched: most are only quoted from."""
+        return Library(_document(depth, text) for depth, text in self._texts.items())
 
     def search(self, query: str, limit: int) -> list[Row]:
         """Pieces that have words of the query, best first."""

@@ -8,16 +8,14 @@ import json
 import pickle
 import re
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from clients import MODEL, STORY, until
-from conftest import FLAGS, App
+from conftest import FLAGS, App, with_models_of
 from playwright.sync_api import Page, sync_playwright
 
 pytestmark = pytest.mark.attack
@@ -32,9 +30,7 @@ NEVER = "0" * 32
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[App]:
-    own = tmp_path_factory.mktemp("attacked") / "data"
-    own.mkdir()
-    (own / "models").symlink_to(data_dir / "models")
+    own = with_models_of(data_dir, tmp_path_factory.mktemp("attacked"))
     logins = [flag for login in (ANN, BOB) for flag in ("--auth", ":".join(login))]
     running = App(own, *logins, "--api-key", KEY, "--guests", "--max-upload", "1mb").wait()
     yield running
@@ -118,29 +114,6 @@ def bob(shared) -> httpx.Client:
 @pytest.fixture(scope="module")
 def guest(shared) -> httpx.Client:
     return visitor(shared)
-
-
-@pytest.fixture(scope="module")
-def elsewhere() -> Iterator[tuple[str, list[str]]]:
-    """A server of the attacker's, and what it was asked for."""
-    asked: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"fetched")
-
-        do_POST = do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
 
 
 # Files of the machine

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 from clients import CAPITAL, MODEL, PARIS, until
-from conftest import App
+from conftest import App, with_models_of
 from gradio_client import Client
 from gradio_client.exceptions import AppError, AuthenticationError
 from openai import OpenAI
@@ -22,9 +22,7 @@ ANN, BOB = ("ann", "one two"), ("bob", "three")
 @pytest.fixture(scope="module")
 def shared_app(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[App]:
     """Its model is there, and another app has the data directory of the others."""
-    own = tmp_path_factory.mktemp("identity") / "data"
-    own.mkdir()
-    (own / "models").symlink_to(data_dir / "models")
+    own = with_models_of(data_dir, tmp_path_factory.mktemp("identity"))
     logins = [flag for login in (ANN, BOB) for flag in ("--auth", ":".join(login))]
     running = App(own, *logins, "--api-key", KEY, "--guests").wait()
     yield running

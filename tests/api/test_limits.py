@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 from clients import CAPITAL, MODEL
-from conftest import App
+from conftest import App, with_models_of
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
@@ -18,9 +18,7 @@ FOUR = [f"user{number}" for number in range(4)]
 
 @pytest.fixture(scope="module")
 def bounded(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[App]:
-    own = tmp_path_factory.mktemp("bounded") / "data"
-    own.mkdir()
-    (own / "models").symlink_to(data_dir / "models")
+    own = with_models_of(data_dir, tmp_path_factory.mktemp("bounded"))
     logins = [flag for user in FOUR for flag in ("--auth", f"{user}:password")]
     running = App(own, *logins, "--guests", "--rate-limit", "2", "--guest-rate-limit", "1").wait()
     yield running

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from clients import MODEL, until
-from conftest import App
+from conftest import App, with_models_of
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
@@ -18,9 +18,7 @@ KEY = f"key-{CANARY}"
 
 @pytest.fixture(scope="module")
 def logging(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[App]:
-    own = tmp_path_factory.mktemp("logging") / "data"
-    own.mkdir()
-    (own / "models").symlink_to(data_dir / "models")
+    own = with_models_of(data_dir, tmp_path_factory.mktemp("logging"))
     running = App(own, "--log-json", "--log-level", "debug", "--auth", f"ann:{CANARY}", "--api-key", KEY).wait()
     yield running
     running.stop()

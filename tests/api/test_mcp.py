@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from clients import PARIS
-from conftest import App
+from conftest import App, with_models_of
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 
@@ -18,9 +18,7 @@ KEY, OTHER = "a-key-of-the-command-line", ("ann", "one two")
 
 @pytest.fixture(scope="module")
 def offering(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[App]:
-    own = tmp_path_factory.mktemp("mcp") / "data"
-    own.mkdir()
-    (own / "models").symlink_to(data_dir / "models")
+    own = with_models_of(data_dir, tmp_path_factory.mktemp("mcp"))
     running = App(own, "--mcp", "--auth", ":".join(OTHER), "--api-key", KEY).wait()
     yield running
     running.stop()

@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from clients import MODEL
-from conftest import App
+from conftest import App, with_models_of
 from playwright.sync_api import Browser, Page, expect
 
 ADMIN, USER = ("ann", "one two"), ("bob", "three")
@@ -15,9 +15,7 @@ ADMIN, USER = ("ann", "one two"), ("bob", "three")
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[App]:
-    own = tmp_path_factory.mktemp("accounts") / "data"
-    own.mkdir()
-    (own / "models").symlink_to(data_dir / "models")
+    own = with_models_of(data_dir, tmp_path_factory.mktemp("accounts"))
     running = App(own, "--auth", ":".join(ADMIN), "--auth", ":".join(USER), "--guests").wait()
     yield running
     running.stop()
