@@ -17,11 +17,13 @@ from llmsvc.engine.constraint import Constraint, Constraints
 from llmsvc.engine.detokenize import Detokenizer
 from llmsvc.engine.kv_cache import kv_shape
 from llmsvc.engine.lookup import Lookup
+from llmsvc.engine.paged_attention import PAGE
+from llmsvc.engine.paged_runner import PagedRunner, can_follow
 from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from llmsvc.engine.runner import Runner
-from llmsvc.engine.sampling import make_generator, penalized, sample
+from llmsvc.engine.sampling import make_dice, penalized, sample
 from llmsvc.engine.scheduler import Chunk, Plan, QueueFull, Scheduler, Sequence
-from llmsvc.engine.warmup import Warmup
+from llmsvc.engine.warmup import PagedWarmup, Warmup, keep_kernels
 from llmsvc.errors import BadRequest, Busy, LlmsvcError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -40,26 +42,33 @@ class Engine:
         tokenizer: Any,
         *,
         window: int,
-        slots: int = 32,
-        chunk: int = 256,
+        slots: int = 0,
+        chunk: int = 0,
         max_waiting: int = 256,
         kv_bytes: int = 0,
         compiled: Path | None = None,
+        paged: bool | None = None,
     ) -> None:
-        """``kv_bytes``: what the KV cache may take; by default a share of the memory that is there.
+        """``slots`` and ``chunk`` (tokens of prompts in a step): by default what suits the device.
 
-        ``compiled``: where compiled steps are kept; without it none is made.
+        ``kv_bytes``: what the KV cache may take; by default a share of the memory that is there. ``compiled``: where
+        compiled steps are kept; without it none is made. ``paged``: whether that cache is in pages; on a GPU it is.
         """
         self.window = window
         self._tokenizer = tokenizer
-        self._device = model.device
+        self._model, self._device = model, model.device
         self._eos = _end_tokens(model, tokenizer)
         budget = (kv_bytes or _memory(model.device)) // _token_bytes(model)
-        if model.device.type != "cpu":  # there each slot takes as much as the longest
-            slots = max(1, min(slots, budget // window))
+        paged = model.device.type != "cpu" if paged is None else paged
+        slots, chunk = slots or (128 if paged else 32), chunk or (2048 if paged else 256)
         self._do = compute if model.device.type == "cpu" else _at_once
-        self._runner = Runner(model, slots, window)
-        self._scheduler = Scheduler(slots, chunk, max_waiting, max(budget, window + chunk))
+        self._runner: Runner | PagedRunner
+        if paged:
+            self._runner = PagedRunner(model, slots, window, max(budget, window + chunk) + slots * PAGE)
+            self._scheduler = Scheduler(slots, chunk, max_waiting, self._runner.most_tokens, chunk // 4)
+        else:
+            self._runner = Runner(model, slots, window)
+            self._scheduler = Scheduler(slots, chunk, max_waiting, max(budget, window + chunk))
         self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size)
         self._details: dict[str, _Detail] = {}
         self._inbox: deque[Callable[[], None]] = deque()
@@ -68,12 +77,20 @@ class Engine:
         self._token_bytes = _token_bytes(model)
         self.tokens = 0
         """Made since the start."""
+        self._late = model.device.type != "cpu"
+        self._untold: deque[tuple[Sequence, int, int, FinishReason | None]] = deque()
+        """Chosen tokens whose text is to be delivered: how many there were with it, and why it is the last."""
         self._max_waiting = max_waiting
+        self._followed = threading.Event()
+        if compiled and paged:
+            keep_kernels(compiled)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
-        self._warmup = (
-            Warmup(model, slots, compiled, self._use, lambda: self.running + self.queued) if compiled else None
-        )
+        self._warmup: Warmup | PagedWarmup | None = None
+        if compiled and paged:
+            self._warmup = PagedWarmup(model, self._follows, self._record)
+        elif compiled:
+            self._warmup = Warmup(model, slots, compiled, self._use, lambda: self.running + self.queued)
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request; its events arrive through ``request.deliver``.
@@ -135,7 +152,7 @@ class Engine:
             self._closing = True
             self._wake.notify()
         self._thread.join()
-        self._runner.compiled = {}
+        self._stop_using()
         if self._warmup is not None:  # not before: it frees the steps that the thread may be taking
             self._warmup.close()
         self._runner.reset()
@@ -146,28 +163,49 @@ class Engine:
             self._wake.notify()
 
     def _use(self, steps: dict[str, CompiledStep]) -> None:
-        def use() -> None:
-            self._runner.compiled = steps
+        self._put(lambda: setattr(self._runner, "compiled", steps))
 
-        self._put(use)
+    def _follows(self) -> bool:
+        """Wait until it is known whether many slots can be computed at once."""
+        self._followed.wait()
+        return isinstance(self._runner, PagedRunner) and self._runner.follows and not self._closing
+
+    def _record(self) -> None:
+        self._put(lambda: setattr(self._runner, "recording", True))
+
+    def _stop_using(self) -> None:
+        if isinstance(self._runner, PagedRunner):
+            self._runner.recording = False
+        else:
+            self._runner.compiled = {}
 
     def _accept(self, request: GenerationRequest, constraint: Constraint | None) -> None:
         try:
             self._scheduler.submit(request)
-            self._details[request.id] = _Detail(request, self._tokenizer, self._device, constraint)
+            self._details[request.id] = _Detail(request, self._tokenizer, constraint)
         except QueueFull:  # submit() counted before; only a race can come here
             request.deliver(TokenEvent(request.id, "", 0, FinishReason.ERROR, Busy("The model is busy. Try again.")))
 
     def _run(self) -> None:
         try:
+            if isinstance(self._runner, PagedRunner):
+                self._runner.follows = self._do(can_follow, self._model)
             self._do(self._runner.prefill, 0, [0], 0)  # this sets up kernels for a second: nobody should wait for it
             self._runner.reset()
         except Exception:
             log.exception("warm-up failed")
+        finally:
+            self._followed.set()
         while self._receive():
-            for sequence in self._scheduler.take_cancelled():
-                self._end(sequence, FinishReason.CANCELLED)
+            if cancelled := self._scheduler.take_cancelled():
+                self._tell()
+            for sequence in cancelled:
+                if sequence.request.id in self._details:
+                    self._end(sequence, FinishReason.CANCELLED)
             self._do(self._step, self._scheduler.plan())
+            if not self._scheduler.running:  # no step follows, during which it could be told
+                self._tell()
+        self._tell()
         for sequence in self._scheduler.drain():
             self._end(sequence, FinishReason.CANCELLED)
 
@@ -191,12 +229,17 @@ class Engine:
             log.error("copying in the KV cache failed", exc_info=error)
             self._runner.reset()
             return self._scheduler.forget()
+        together: tuple[Chunk, ...] = ()
+        if isinstance(self._runner, PagedRunner):
+            short = self._runner.short
+            together = tuple(chunk for chunk in plan.prefill if short(chunk.end - chunk.start, chunk.start))
         try:
-            if plan.decode:
-                self._decode(plan.decode)
+            if plan.decode or together:
+                self._decode(plan.decode, together)
         except Exception as error:
             if self._shrunk(error):
                 return None
+            together = ()
             log.error("a step failed; its %d rows are tried one by one", len(plan.decode), exc_info=error)
             for sequence in plan.decode:
                 try:
@@ -204,6 +247,8 @@ class Engine:
                 except Exception as its_own:
                     self._fail(sequence, its_own)
         for chunk in plan.prefill:
+            if chunk in together:
+                continue
             for last_try in (False, True):  # the first may have been a compiled step, which is not taken any more
                 try:
                     self._prefill(chunk)
@@ -216,15 +261,29 @@ class Engine:
                         self._fail(chunk.sequence, error)
         return None
 
-    def _decode(self, rows: tuple[Sequence, ...]) -> None:
-        if len(rows) == 1 and (guess := self._guess(rows[0])):
+    def _decode(self, rows: tuple[Sequence, ...], chunks: tuple[Chunk, ...] = ()) -> None:
+        """A token of each of ``rows``; and ``chunks`` of prompts, where the runner takes both together."""
+        if len(rows) == 1 and not chunks and (guess := self._guess(rows[0])):
             return self._verify(rows[0], guess)
         lengths = [len(cached) for cached in self._scheduler.cached]
         rows = tuple(sorted(rows, key=lambda row: row.slot))
-        logits = self._runner.decode({row.slot: row.tokens[-1] for row in rows}, lengths)
+        last = {row.slot: row.tokens[-1] for row in rows}
+        if isinstance(self._runner, PagedRunner):
+            pieces = [(c.sequence.slot, c.sequence.tokens[c.start : c.end], c.start) for c in chunks]
+            logits = self._runner.decode(last, lengths, pieces)
+        else:
+            logits = self._runner.decode(last, lengths)
+        self._tell()
         for row in rows:
             self._scheduler.advance(row, len(row.tokens))
-        return self._choose(rows, logits)
+        for chunk in chunks:
+            self._scheduler.advance(chunk.sequence, chunk.end)
+        chosen = [n for n, row in enumerate(rows) if row.request.id in self._details]
+        chosen += [len(rows) + n for n, c in enumerate(chunks) if c.end == len(c.sequence.tokens)]
+        if len(chosen) < len(logits):
+            logits = logits[chosen]
+        both = [*rows, *(chunk.sequence for chunk in chunks)]
+        return self._choose(tuple(both[n] for n in chosen), logits)
 
     def _guess(self, row: Sequence) -> list[int]:
         """What may come next, as far as there is room for it."""
@@ -235,17 +294,20 @@ class Engine:
         """Choose a token behind the last one and behind each guessed one, as long as the guesses are right."""
         detail, before = self._details[row.request.id], len(row.tokens)
         logits = self._runner.prefill(row.slot, [row.tokens[-1], *guess], before - 1, len(guess) + 1)
+        self._tell()
+        if row.request.id not in self._details:
+            return self._scheduler.advance(row, before)
         for number, scores in enumerate(logits):
             self._scheduler.advance(row, len(row.tokens))
             self._choose((row,), scores[None])
-            going = self._details.get(row.request.id) is detail
-            if not going or number == len(guess) or row.tokens[-1] != guess[number]:
+            if detail.over or number == len(guess) or row.tokens[-1] != guess[number]:
                 break
-        detail.lookup.learn(number, len(row.tokens))
+        return detail.lookup.learn(number, len(row.tokens))
 
     def _prefill(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
         last = self._runner.prefill(sequence.slot, sequence.tokens[chunk.start : chunk.end], chunk.start)
+        self._tell()
         self._scheduler.advance(sequence, chunk.end)
         if chunk.end == len(sequence.tokens):
             self._choose((sequence,), last)
@@ -261,6 +323,9 @@ class Engine:
         return True
 
     def _fail(self, sequence: Sequence, error: Exception) -> None:
+        self._tell()
+        if sequence.request.id not in self._details:
+            return
         self._scheduler.cached[sequence.slot].clear()
         self._scheduler.finish(sequence)
         self._end(sequence, FinishReason.ERROR, Unavailable(f"The model failed: {error}"))
@@ -282,14 +347,13 @@ class Engine:
                 shaped[number] = changed
         if left:
             chosen = shaped if len(left) == len(rows) else shaped[left]
-            generators = [self._details[rows[n].request.id].generator for n in left]
-            for n, token in zip(
-                left, sample(chosen, [rows[n].request.sampling for n in left], generators), strict=True
-            ):
+            dice = [self._details[rows[n].request.id].dice for n in left]
+            tokens = sample(chosen, [rows[n].request.sampling for n in left], dice)
+            for n, token in zip(left, tokens, strict=True):
                 self._take(rows[n], token, logits[n])
 
     def _take(self, sequence: Sequence, token: int, logits: torch.Tensor) -> None:
-        request, detail = sequence.request, self._details[sequence.request.id]
+        detail = self._details[sequence.request.id]
         if token < 0:
             return self._fail(sequence, ValueError("its numbers are no probabilities"))
         try:
@@ -299,39 +363,65 @@ class Engine:
             return self._fail(sequence, error)
         sequence.tokens.append(token)
         self.tokens += 1
-        if token in self._eos:
-            return self._finish(sequence, FinishReason.STOP)
-        text = detail.detokenizer.push(token)
-        if detail.detokenizer.stopped or detail.complete:
-            return self._finish(sequence, FinishReason.STOP, text)
-        if sequence.generated >= request.sampling.max_tokens or len(sequence.tokens) >= self.window:
-            return self._finish(sequence, FinishReason.LENGTH, text)
-        event = TokenEvent(request.id, text, sequence.generated, None, None, sequence.cached, detail.take_logprobs())
-        return request.deliver(event)
+        reason = None
+        if token in self._eos or detail.complete:
+            reason = FinishReason.STOP
+        elif sequence.generated >= sequence.request.sampling.max_tokens or len(sequence.tokens) >= self.window:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            detail.over = True
+            self._scheduler.finish(sequence)
+        self._untold.append((sequence, token, sequence.generated, reason))
+        if not self._late:
+            self._tell()
+        return None
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, text: str = "") -> None:
-        self._scheduler.finish(sequence)
-        self._end(sequence, reason, text=text)
+    def _tell(self) -> None:
+        """Deliver the text of what was chosen. A GPU computes the next step meanwhile; of that, a row which ends here
+        at a stop string is not taken any more."""
+        while self._untold:
+            sequence, token, generated, reason = self._untold.popleft()
+            request, detail = sequence.request, self._details.get(sequence.request.id)
+            if detail is None:  # it has ended at a stop string
+                continue
+            text = "" if token in self._eos else detail.detokenizer.push(token)
+            if detail.detokenizer.stopped:
+                if reason is None:
+                    self._scheduler.finish(sequence)
+                reason = FinishReason.STOP
+            if reason is not None:
+                self._end(sequence, reason, text=text, generated=generated)
+            else:
+                logprobs = detail.take_logprobs(1)
+                request.deliver(TokenEvent(request.id, text, generated, None, None, sequence.cached, logprobs))
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: LlmsvcError | None = None, text: str = "") -> None:
+    def _end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        error: LlmsvcError | None = None,
+        text: str = "",
+        generated: int | None = None,
+    ) -> None:
         detail = self._details.pop(sequence.request.id)
         text += detail.detokenizer.finish()
-        stop, logprobs = detail.detokenizer.stopped, detail.take_logprobs()
+        stop, logprobs = detail.detokenizer.stopped, detail.take_logprobs(1)
+        made = sequence.generated if generated is None else generated
         sequence.request.deliver(
-            TokenEvent(sequence.request.id, text, sequence.generated, reason, error, sequence.cached, logprobs, stop)
+            TokenEvent(sequence.request.id, text, made, reason, error, sequence.cached, logprobs, stop)
         )
 
 
 class _Detail:
     """What a request needs beside its sequence."""
 
-    def __init__(self, request: GenerationRequest, tokenizer: Any, device: Any, constraint: Constraint | None) -> None:
+    def __init__(self, request: GenerationRequest, tokenizer: Any, constraint: Constraint | None) -> None:
         self._params, self._tokenizer, self._constraint = request.sampling, tokenizer, constraint
         self.detokenizer = Detokenizer(tokenizer, request.sampling.stop)
-        self.generator = make_generator(request.sampling, device)
+        self.dice = make_dice(request.sampling)
         self.lookup = Lookup()
         self._logprobs: list[TokenLogprob] = []
-        self.complete = False
+        self.complete = self.over = False
 
     def shaped(self, logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:
         """Logits, of shape (vocabulary,), of what may come behind ``tokens``; the same where nothing changes them."""
@@ -347,8 +437,8 @@ class _Detail:
         if self._params.logprobs is not None:
             self._logprobs.append(self._logprob(logits, token, self._params.logprobs))
 
-    def take_logprobs(self) -> tuple[TokenLogprob, ...]:
-        taken, self._logprobs = tuple(self._logprobs), []
+    def take_logprobs(self, most: int) -> tuple[TokenLogprob, ...]:
+        taken, self._logprobs = tuple(self._logprobs[:most]), self._logprobs[most:]
         return taken
 
     def _logprob(self, logits: torch.Tensor, token: int, most: int) -> TokenLogprob:

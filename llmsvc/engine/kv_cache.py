@@ -28,6 +28,13 @@ def sliding_window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
+def mask_for(model: Any, allowed: torch.Tensor) -> torch.Tensor:
+    """A boolean mask as the model's attention takes it: transformers' own, unlike torch's, adds it to the scores."""
+    if model.config.get_text_config()._attn_implementation != "eager":
+        return allowed
+    return torch.zeros_like(allowed, dtype=model.dtype).masked_fill(~allowed, torch.finfo(model.dtype).min)
+
+
 @dataclass
 class Step:
     """Which part of the cache one forward pass touches.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from llmsvc.engine.compiled import CHUNK, CompiledStep
-from llmsvc.engine.kv_cache import SlotCache, sliding_window
+from llmsvc.engine.kv_cache import SlotCache, mask_for, sliding_window
 
 LANES = 32
 """What is read of a slot is rounded up to so many positions. Sums over them are then made in the same order whatever
@@ -113,13 +113,14 @@ class Runner:
         return logits
 
     def _mask(self, positions: torch.Tensor, length: int) -> Any:
-        """Boolean masks of shape (rows, 1, new, length), True where a token may look."""
+        """Masks of shape (rows, 1, new, length): where a token may look."""
         keys = torch.arange(length, device=self._device)
         query = positions[:, None, :, None]
         causal = keys <= query
+        whole = mask_for(self._model, causal)
         if self._window is None:
-            return causal
-        near = causal & (keys > query - self._window)
+            return whole
+        near = mask_for(self._model, causal & (keys > query - self._window))
         if len(set(self._kinds)) > 1:  # such models take a mask for each kind of layer
-            return {"full_attention": causal, "sliding_attention": near}
-        return causal if self._kinds and self._kinds[0] == "full_attention" else near
+            return {"full_attention": whole, "sliding_attention": near}
+        return whole if self._kinds and self._kinds[0] == "full_attention" else near

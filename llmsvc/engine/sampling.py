@@ -1,6 +1,7 @@
 """Chooses the next token of each row from its logits."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -8,67 +9,76 @@ from llmsvc.engine.request import SamplingParams
 
 _NUCLEUS = 512
 """Of the likeliest tokens: a nucleus is nearly always smaller, and sorting a whole vocabulary costs 15 ms on a CPU."""
+_MORE = -2
 
 
-def sample(
-    logits: torch.Tensor, params: Sequence[SamplingParams], generators: Sequence[torch.Generator | None]
-) -> list[int]:
+@torch.inference_mode()
+def sample(logits: torch.Tensor, params: Sequence[SamplingParams], dice: Sequence[random.Random]) -> list[int]:
     """A token id for each row; -1 where the logits are no numbers.
 
     ``logits`` has shape (rows, vocabulary), with -inf where a token is not allowed. Filters run in the order of
     transformers' logits warpers: temperature, top-k, top-p (nucleus sampling, Holtzman et al. 2019), min-p (Nguyen et
-    al. 2024). Each row takes one number from its own generator, so its choice does not hang on the others. The draw is
-    a race (Gumbel-max; Yellott 1977) with a handicap for each token id: the last bits of a probability, which differ
+    al. 2024). Each row takes one number from its own dice, so its choice does not hang on the others. The draw is a
+    race (Gumbel-max; Yellott 1977) with a handicap for each token id: the last bits of a probability, which differ
     with what else was computed, decide next to nothing then; a cumulative sum would end at a neighbouring token.
     """
-    chosen: list[int] = logits.argmax(-1).tolist()
-    drawn = [row for row, own in enumerate(params) if own.temperature > 0]
-    if not drawn:
-        return chosen
-    own, device = [params[row] for row in drawn], logits.device
+    greedy = [row for row, own in enumerate(params) if own.temperature <= 0]
+    bounded = [row for row, own in enumerate(params) if own.temperature > 0 and (own.top_k > 0 or own.top_p < 1)]
+    free = [row for row, own in enumerate(params) if own.temperature > 0 and own.top_k <= 0 and own.top_p >= 1]
+    keys, chosen, whole = [own.getrandbits(62) for own in dice], dict[int, int](), logits.shape[-1]
+    if greedy:
+        likeliest = logits.argmax(-1).tolist()
+        chosen = {row: likeliest[row] for row in greedy}
 
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
+    def draw(function: Callable[..., torch.Tensor], rows: list[int], *given: int) -> None:
+        some = logits if len(rows) == len(logits) else logits[rows]
+        own = [(params[row], params[row].top_k) for row in rows]
+        filters = [(p.temperature, p.min_p, max(p.top_p, 1e-9), min(k, whole) if k > 0 else whole) for p, k in own]
+        filtered = torch.tensor(filters, device=logits.device)
+        found = function(some, filtered, torch.tensor([[keys[row]] for row in rows], device=logits.device), *given)
+        chosen.update(zip(rows, found.tolist(), strict=True))
 
-    probabilities = (logits[drawn].float() / column([p.temperature for p in own])).softmax(-1)
-    size = probabilities.shape[-1]
-    top_k = [min(p.top_k, size) if p.top_k > 0 else 0 for p in own]
-    values, indices = probabilities.topk(min(max(_NUCLEUS, *top_k), size))
-    keys = [torch.randint(2**62, (1, 1), generator=generators[row], device=device) for row in drawn]
-    rest = column([p.min_p for p in own]), column([max(p.top_p, 1e-9) for p in own]), torch.cat(keys)
-    found, enough = _draw(values, indices, column([k or size for k in top_k]), *rest)
-    sound = torch.isfinite(values[:, 0]).tolist()
-    whole = values.shape[1] == size
-    for number, row in enumerate(drawn):
-        chosen[row] = found[number] if sound[number] else -1
-        if sound[number] and not (whole or top_k[number] or enough[number]):
-            everything, order = probabilities[number].sort(descending=True)
-            own_rest = (part[number : number + 1] for part in rest)
-            (chosen[row],), _ = _draw(everything[None], order[None], column([size]), *own_rest)
-    return chosen
+    if free:
+        draw(_free, free)
+    if bounded:
+        most = min(max(_NUCLEUS, *(params[row].top_k for row in bounded)), whole)
+        draw(_bounded, bounded, most)
+        if wide := [row for row in bounded if chosen[row] == _MORE]:
+            draw(_bounded, wide, whole)
+    return [chosen[row] for row in range(len(params))]
 
 
-def _draw(
-    values: torch.Tensor,
-    indices: torch.Tensor,
-    top_k: torch.Tensor,
-    min_p: torch.Tensor,
-    top_p: torch.Tensor,
-    keys: torch.Tensor,
-) -> tuple[list[int], list[bool]]:
-    """Token ids, and whether a row holds all that may be chosen without a top-k.
+def _free(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Token ids (rows,) drawn from all, less those under min-p; -1 where the logits are no numbers.
 
-    ``values``: (rows, places), sorted probabilities of the tokens ``indices``; the others (rows, 1), ``keys`` drawn
-    from all integers. The likeliest always stays.
+    ``filters``: (rows, 4): temperature, min-p, top-p, top-k; ``keys``: (rows, 1), integers.
     """
-    left = values.masked_fill(torch.arange(values.shape[1], device=values.device) >= top_k, 0.0)
+    temperature, min_p, _, _ = filters[:, :, None].unbind(1)
+    values = (logits.float() / temperature).softmax(-1)
+    highest = values.amax(-1, keepdim=True)
+    left = torch.where(values < min_p * highest, 0.0, values)
+    ids = torch.arange(values.shape[-1], device=values.device)
+    found = (left / _exponential(ids, keys)).argmax(-1)
+    return torch.where(torch.isfinite(highest[:, 0]), found, -1)
+
+
+def _bounded(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor, most: int) -> torch.Tensor:
+    """The same by all filters from the likeliest ``most``; _MORE where they may reach beyond these.
+
+    The likeliest always stays.
+    """
+    temperature, min_p, top_p, top_k = filters[:, :, None].unbind(1)
+    values, ids = (logits.float() / temperature).softmax(-1).topk(most)
+    left = torch.where(torch.arange(most, device=values.device) >= top_k, 0.0, values)
     # Top-p counts what top-k has left.
-    share = left / torch.where(top_k <= values.shape[1], left.sum(-1, keepdim=True), 1.0)
+    share = left / torch.where(top_k <= most, left.sum(-1, keepdim=True), 1.0)
     before = share.cumsum(-1) - share
-    enough = (before[:, -1:] >= top_p) | (values[:, -1:] < min_p * values[:, :1])
-    left = left.masked_fill((before >= top_p) & (top_p < 1), 0.0).masked_fill(values < min_p * values[:, :1], 0.0)
-    places = (left / _exponential(indices, keys)).argmax(-1, keepdim=True)
-    return indices.gather(1, places)[:, 0].tolist(), enough[:, 0].tolist()
+    too_small = min_p * values[:, :1]
+    enough = (before[:, -1:] >= top_p) | (values[:, -1:] < too_small) | (top_k <= most)
+    left = torch.where(((before >= top_p) & (top_p < 1)) | (values < too_small), 0.0, left)
+    found = ids.gather(1, (left / _exponential(ids, keys)).argmax(-1, keepdim=True))
+    found = torch.where(enough, found, _MORE)
+    return torch.where(torch.isfinite(values[:, :1]), found, -1)[:, 0]
 
 
 def _exponential(ids: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -87,8 +97,6 @@ def penalized(logits: torch.Tensor, penalty: float, seen: torch.Tensor) -> torch
     return logits.index_copy(0, seen, torch.where(found < 0, found * penalty, found / penalty))
 
 
-def make_generator(params: SamplingParams, device: torch.device) -> torch.Generator | None:
-    """A seeded generator for a request that asked for one."""
-    if params.seed is None:
-        return None
-    return torch.Generator(device=device).manual_seed(params.seed)
+def make_dice(params: SamplingParams) -> random.Random:
+    """A request's own; seeded where it asks for that."""
+    return random.Random(params.seed)

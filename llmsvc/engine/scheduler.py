@@ -70,9 +70,12 @@ class Scheduler:
     Sequences that run stand in the first slots, so that a step over all of them is a step over few rows.
     """
 
-    def __init__(self, slots: int, chunk: int, max_waiting: int, budget: int) -> None:
-        """``budget``: tokens that may be cached in all slots together; one sequence has to fit into it."""
-        self._chunk, self._max_waiting, self._budget = chunk, max_waiting, budget
+    def __init__(self, slots: int, chunk: int, max_waiting: int, budget: int, shared_chunk: int = SHARED_CHUNK) -> None:
+        """``budget``: tokens that may be cached in all slots together; one sequence has to fit into it.
+
+        ``chunk``: tokens of prompts in a step; of a long one, while others decode, ``shared_chunk``.
+        """
+        self._chunk, self._shared_chunk, self._max_waiting, self._budget = chunk, shared_chunk, max_waiting, budget
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self.cached: list[list[int]] = [[] for _ in range(slots)]
@@ -162,7 +165,7 @@ class Scheduler:
             left = len(sequence.tokens) - sequence.computed
             size = min(left, room)
             if shared and size < left:
-                size = min(size, SHARED_CHUNK)
+                size = min(size, self._shared_chunk)
             if sequence.prefilling and size:
                 chunks.append(Chunk(sequence, sequence.computed, sequence.computed + size))
                 room -= size

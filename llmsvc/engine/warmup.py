@@ -17,6 +17,7 @@ import torch
 
 from llmsvc.engine.compiled import CHUNK, CompiledStep, library_name, why_not
 from llmsvc.engine.compute import compute
+from llmsvc.engine.paged_runner import says_the_same
 from llmsvc.engine.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -192,6 +193,45 @@ class Warmup:
             for mine in (False, True)
         }
         return total[True] < total[False]
+
+
+def keep_kernels(folder: Path) -> None:
+    """Let torch and Triton keep what they compile there, unless it was said where; before the first is compiled."""
+    for name, place in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(name, str(folder / place))
+
+
+class PagedWarmup:
+    """One thread: compile what recorded passes need, and try such passes, while a GPU's model serves without them.
+
+    ``follows`` waits until the model serves, and says whether there is anything to record. ``install`` is called on
+    that thread when recorded passes say what the model says.
+    """
+
+    def __init__(self, model: Any, follows: Callable[[], bool], install: Callable[[], None]) -> None:
+        self._model, self._follows, self._install = model, follows, install
+        self._thread = threading.Thread(target=self._run, name="warmup", daemon=True)
+        self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether all that can be recorded is."""
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            if not self._follows():
+                return None
+            if not says_the_same(self._model, True):
+                return log.warning("the model goes without recorded passes: they compute something else")
+            self._install()
+        except Exception as error:
+            log.warning("the model goes without recorded passes: %s", error)
+        return None
 
 
 def _near(found: list[torch.Tensor]) -> bool:

@@ -1,5 +1,6 @@
 """Tiny random models of several architectures, and what an engine says of them."""
 
+import copy
 import queue
 from typing import Any
 
@@ -52,7 +53,7 @@ CONFIGS = {
 
 def tiny(name: str) -> Any:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).float().eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name])).float().eval()
     model.generation_config.eos_token_id = 2
     return model
 

@@ -1,0 +1,363 @@
+"""The model's forward pass on a GPU, over a paged KV cache. Knows tensors, no queues.
+
+What is short, of many slots at once (tokens that are decoded, short prompts, the end of a long one, guesses that are
+verified), goes through the model as one row of tokens, whose work is recorded once for each of a few lengths and then
+replayed (CUDA graphs): launching its thousand kernels one by one takes longer than computing them. Long pieces of
+prompts go through the model as it is.
+"""
+
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface
+
+from llmsvc.engine import gemv
+from llmsvc.engine.kv_cache import mask_for, sliding_window
+from llmsvc.engine.paged_attention import PAGE, paged_attention
+from llmsvc.engine.pages import SCRATCH, PagedCache, PageTable, pages_of
+
+log = logging.getLogger(__name__)
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Tokens of the passes that are recorded."""
+LOGITS = 128
+"""Of so many tokens at most a longer pass gives logits."""
+WORK = 512 * 512
+"""Of a piece of prompt, tokens times positions, up to which it is short: each token reads its keys anew."""
+FIRST_PAGES = 256
+"""Pages at first; there are twice as many whenever they are all taken."""
+
+Graph = Callable[[torch.Tensor], torch.Tensor]
+Piece = tuple[int, Sequence[int], int]
+"""A slot, tokens, and the position of the first of them."""
+
+
+class PagedRunner:
+    """Prefills slots and decodes in them. There is a spare slot behind the last one.
+
+    ``follows``: whether the model's attention follows the table, so that many slots are computed at once;
+    ``recording``: whether short passes are recorded. A model that cannot is served without, more slowly.
+    """
+
+    def __init__(self, model: Any, slots: int, window: int, tokens: int) -> None:
+        """``tokens``: how many can be cached in all slots together."""
+        config = model.config.get_text_config()
+        self._model, self._device = model, model.device
+        self._layers, self._slots, self._window = config.num_hidden_layers, slots, window
+        self._kinds = list(getattr(config, "layer_types", None) or ())
+        self._sliding = sliding_window(config)
+        self._most = max(pages_of(tokens), pages_of(window)) + 1
+        self.follows = self.recording = False
+        self._graphs: dict[int, Graph] = {}
+        self._memory: Any = None
+        """What the recorded passes share: one ends before the next begins."""
+        self.reset()
+
+    @property
+    def compiled(self) -> dict[str, bool]:
+        """What is faster than the model as it is, by kind."""
+        return {"recorded": True} if self.recording else {}
+
+    def reset(self) -> None:
+        """Forget every slot and give its memory back."""
+        self._forget_passes()
+        first = min(FIRST_PAGES, self._most)
+        self._cache = PagedCache(self._layers, first)
+        self._table = PageTable(self._slots + 1, first)
+        # A row for each slot, the spare one, and one of the scratch page, for tokens that only fill up a pass.
+        self._on_device = torch.full((self._slots + 2, pages_of(self._window)), SCRATCH, dtype=torch.int32)
+        self._on_device = self._on_device.to(self._device)
+
+    @property
+    def most_tokens(self) -> int:
+        """How many can be cached in all slots together, whatever their lengths."""
+        return max((self._most - 1 - self._slots) * PAGE, self._window)
+
+    def copy(self, source: int, slot: int, tokens: int) -> None:
+        """Make the first ``tokens`` of ``slot`` what they are in ``source``. It is copied when one is written."""
+        self._table.share(source, slot, tokens)
+
+    def drop(self, slot: int) -> None:
+        """Forget one slot and give its pages back."""
+        self._table.drop(slot)
+
+    def short(self, tokens: int, start: int) -> bool:
+        """Whether a piece of prompt can go along with tokens that are decoded."""
+        return self.follows and tokens <= SIZES[-1] // 2 and tokens * (start + tokens) <= WORK
+
+    @torch.inference_mode()
+    def prefill(self, slot: int, tokens: Sequence[int], start: int, wanted: int = 1) -> torch.Tensor:
+        """Write ``tokens`` at positions ``start``… of ``slot``.
+
+        Returns the logits of the last ``wanted`` of them, shape (wanted, vocabulary). Raises OutOfPages.
+        """
+        if wanted <= LOGITS and self.short(len(tokens), start):
+            return self._pass([(slot, tokens, start)], list(range(len(tokens) - wanted, len(tokens))))
+        end = start + len(tokens)
+        self._write(slot, start, end)
+        self._tell()
+        positions = torch.arange(start, end, device=self._device)
+        now, row = self._cache.now, self._on_device[slot].long()
+        now.pages, now.offsets = row[positions // PAGE], positions % PAGE
+        now.read, now.length = row[: pages_of(end)], end
+        return self._forward(torch.tensor(tokens, device=self._device), positions, self._mask(positions, end), wanted)
+
+    @torch.inference_mode()
+    def decode(self, tokens: dict[int, int], lengths: list[int], pieces: Sequence[Piece] = ()) -> torch.Tensor:
+        """Write one token in each slot of ``tokens``, and short pieces of prompts in others.
+
+        ``lengths``: tokens already cached, by slot. Returns the logits of the decoded tokens in their order, then of
+        the last of each piece, shape (slots and pieces, vocabulary). Raises OutOfPages.
+        """
+        rows = [(slot, [token], lengths[slot]) for slot, token in tokens.items()]
+        if not self.follows:
+            return torch.cat([self.prefill(*row) for row in (*rows, *pieces)])
+        found, at = [], 0
+        both: list[Piece] = [*rows, *pieces]
+        while at < len(both):
+            size, upto = 0, at
+            while upto < len(both) and size + len(both[upto][1]) <= SIZES[-1] and upto - at < LOGITS:
+                size += len(both[upto][1])
+                upto += 1
+            ends, total = [], 0
+            for _, its, _ in both[at:upto]:
+                total += len(its)
+                ends.append(total - 1)
+            found.append(self._pass(both[at:upto], ends))
+            if upto < len(both):  # the next pass takes the memory of this one's logits
+                found[-1] = found[-1].clone()
+            at = upto
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    # Inside
+
+    def _write(self, slot: int, start: int, end: int) -> None:
+        """Have pages of its own for what is written."""
+        if self._table.pages[self._slots] and slot != self._slots:  # what changed places has done so
+            self._table.drop(self._slots)
+        if (missing := self._table.wanted(slot, start, end) - self._table.free) > 0:
+            self._grow(missing)
+        if copies := self._table.write(slot, start, end):
+            self._cache.copy(copies)
+
+    def _grow(self, missing: int) -> None:
+        held = self._cache.pages
+        more = min(max(held, missing), self._most - held)
+        if more < missing:
+            return  # it is told when it writes
+        if self._cache.used():
+            self._forget_passes()  # they know where the pages lay
+            self._cache.grow(more)
+        else:
+            self._cache.pages += more
+        self._table.add(more)
+
+    def _tell(self) -> None:
+        """Bring what has changed of the table to the GPU."""
+        for slot in self._table.changed:
+            if pages := self._table.pages[slot]:
+                self._on_device[slot, : len(pages)] = self._sent(pages, torch.int32)
+        self._table.changed.clear()
+
+    def _sent(self, numbers: Any, dtype: torch.dtype = torch.long) -> torch.Tensor:
+        return self._pinned(numbers, dtype).to(self._device, non_blocking=True)
+
+    def _pinned(self, numbers: Any, dtype: torch.dtype = torch.long) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=dtype, pin_memory=self._device.type == "cuda")
+
+    def _pass(self, pieces: Sequence[Piece], wanted: list[int]) -> torch.Tensor:
+        """One pass over tokens of many slots; the logits of those whose numbers are ``wanted``."""
+        given: list[list[int]] = []
+        for slot, tokens, start in pieces:
+            self._write(slot, start, start + len(tokens))
+            given += [[token, start + n, slot, 0] for n, token in enumerate(tokens)]
+        self._tell()
+        if not self.recording:
+            given = [[*row[:3], wanted[place] if place < len(wanted) else 0] for place, row in enumerate(given)]
+            return self._row(self._sent(given), len(wanted))
+        size = next(size for size in SIZES if size >= len(given))
+        given += [[0, 0, self._slots + 1, 0]] * (size - len(given))
+        for place, number in enumerate(wanted):
+            given[place] = [*given[place][:3], number]
+        return self._graph(size)(self._pinned(given))[: len(wanted)]
+
+    def _graph(self, size: int) -> Graph:
+        """The recorded pass over so many tokens."""
+        if size not in self._graphs:
+            self._graphs[size] = self._record(size)
+        return self._graphs[size]
+
+    def _record(self, size: int) -> Graph:
+        static = torch.zeros(size, 4, dtype=torch.long, device=self._device)
+        static[:, 2] = self._slots + 1
+        with fused(self._model, size):
+            side = _side_stream(self._device)
+            side.wait_stream(torch.cuda.current_stream(self._device))
+            with torch.cuda.stream(side):
+                for _ in range(2):  # kernels are compiled and chosen
+                    self._row(static, min(size, LOGITS))
+            torch.cuda.current_stream(self._device).wait_stream(side)
+            graph, pool = torch.cuda.CUDAGraph(), self._memory or torch.cuda.graph_pool_handle()
+            with (
+                torch.cuda.device(self._device),
+                torch.cuda.graph(graph, pool, side, capture_error_mode="thread_local"),
+            ):
+                logits = self._row(static, min(size, LOGITS))
+        self._memory = pool
+
+        def replay(given: torch.Tensor) -> torch.Tensor:
+            static.copy_(given, non_blocking=True)
+            graph.replay()
+            return logits
+
+        return replay
+
+    def _forget_passes(self) -> None:
+        self._graphs, self._memory = {}, None
+
+    def _row(self, given: torch.Tensor, wanted: int) -> torch.Tensor:
+        """``given``: (tokens, 4): id, position, slot, and in the first ``wanted`` rows whose logits are returned."""
+        ids, positions, slots, chosen = given.unbind(1)
+        tables, now = self._on_device[slots], self._cache.now
+        now.pages = tables.gather(1, (positions // PAGE)[:, None])[:, 0].long()
+        now.offsets, now.read = positions % PAGE, None
+        length = (positions + 1).int()[:, None]
+
+        def mask(window: int | None) -> torch.Tensor:
+            start = torch.zeros_like(length) if window is None else (length - window).clamp(min=0)
+            return torch.cat([length, start, tables], 1)[None, None]
+
+        return self._forward(ids, positions, self._by_kind(mask), chosen[:wanted])
+
+    def _mask(self, positions: torch.Tensor, length: int) -> Any:
+        """Masks of shape (1, 1, tokens, length): where a token may look."""
+        keys, query = torch.arange(length, device=self._device), positions[:, None]
+
+        def mask(window: int | None) -> torch.Tensor:
+            causal = keys <= query
+            allowed = causal if window is None else causal & (keys > query - window)
+            return mask_for(self._model, allowed[None, None])
+
+        return self._by_kind(mask)
+
+    def _by_kind(self, mask: Callable[[int | None], torch.Tensor]) -> Any:
+        """Some models take a mask for each kind of layer."""
+        if len(set(self._kinds)) > 1 and self._sliding is not None:
+            return {"full_attention": mask(None), "sliding_attention": mask(self._sliding)}
+        everywhere = self._kinds and self._kinds[0] == "full_attention"
+        return mask(None if everywhere else self._sliding)
+
+    def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: Any, wanted: Any) -> torch.Tensor:
+        """Logits of shape (wanted, vocabulary). Attention is ours where it follows the table, else the model's own."""
+        output = self._model(
+            input_ids=ids[None],
+            attention_mask=mask,
+            position_ids=positions[None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=wanted,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits
+
+
+@cache
+def _side_stream(device: torch.device) -> Any:
+    """One for all recordings: the library's matrix products keep memory for each stream that they were on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def follow_table(model: Any) -> bool:
+    """Let a model's attention follow the table where it is told to; False for a model whose attention is its own."""
+    config = model.config.get_text_config()
+    if config._attn_implementation not in ("sdpa", "paged"):
+        return False
+    AttentionInterface.register("paged", paged_attention)
+    config._attn_implementation = model.config._attn_implementation = "paged"
+    return True
+
+
+def can_follow(model: Any) -> bool:
+    """Whether a model's attention follows the table, as it does from now on, and says the same then."""
+    try:
+        return follow_table(model) and says_the_same(model, False)
+    except Exception as error:
+        log.warning("each answer of the model is computed by itself: %s", error)
+        return False
+
+
+def says_the_same(model: Any, recording: bool) -> bool:
+    """Whether a model says of many slots at once what it says of each; ``recording``: through recorded passes.
+
+    Raises whatever it raises where it cannot. Compiles what such passes need. In slots of its own.
+    """
+    runner, found = PagedRunner(model, 3, 4 * PAGE, 12 * PAGE), []
+    for follows in (False, True):
+        runner.follows = follows
+        lengths = [PAGE + 5, 1, 2 * PAGE]
+        for slot, length in enumerate(lengths):
+            runner.prefill(slot, [(7 * slot + n) % 250 for n in range(length)], 0)
+        runner.recording = recording and follows
+        for rows in (1, 3):
+            found.append(runner.decode({slot: 3 + slot for slot in range(rows)}, lengths).float())
+            lengths = [length + (slot < rows) for slot, length in enumerate(lengths)]
+        piece = (2, [5, 6, 7], lengths[2])
+        found.append(runner.decode({0: 9, 1: 8}, lengths, [piece]).float())
+        runner.recording = False
+        runner.reset()
+    mine, theirs = torch.cat(found[:3]), torch.cat(found[3:])
+    error = float((mine - theirs).norm() / theirs.norm())
+    log.info("passes over many slots differ by %.2g", error)
+    return error < (5e-3 if model.dtype == torch.float32 else 0.1)
+
+
+@contextmanager
+def fused(model: Any, tokens: int) -> Iterator[None]:
+    """Let this thread's passes over so many tokens take fewer and faster kernels: norms, rotations and MLPs compiled.
+
+    For one token, linear layers are read by a kernel of ours. Other threads, and other models of the architecture,
+    compute as they did.
+    """
+    thread, patched = threading.get_ident(), list[Any]()
+    source: Any = sys.modules[type(model).__module__]
+    rotate = getattr(source, "apply_rotary_pos_emb", None)
+
+    def here(quick: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+        def either(*given: Any, **named: Any) -> Any:
+            return (quick if threading.get_ident() == thread else original)(*given, **named)
+
+        return either
+
+    def replace(module: Any, quick: Callable[..., Any]) -> None:
+        if module not in patched:
+            module.forward = here(quick, module.forward)
+            patched.append(module)
+
+    try:
+        for module in model.modules():
+            kind = type(module).__name__
+            if tokens == 1:
+                for one, quick in gemv.quicker(module):
+                    replace(one, quick)
+            if kind.endswith("RMSNorm") or (tokens > 1 and kind.endswith("MLP") and _plain(module)):
+                replace(module, torch.compile(module.forward))
+        if rotate is not None:
+            source.apply_rotary_pos_emb = here(torch.compile(rotate), rotate)
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+        if rotate is not None:
+            source.apply_rotary_pos_emb = rotate
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether its parts are plain linear layers and what has no weights."""
+    return all(type(part) is nn.Linear or not list(part.parameters()) for part in module.children())
