@@ -57,6 +57,7 @@ class ModelPool:
         budget: Budget | None = None,
     ) -> None:
         """``compiled``: where compiled steps of models are kept; None to compile none."""
+        memory.one_heap()
         self.catalogue = catalogue
         self._device, self._compiled, self._full_weights = device, compiled, full_weights
         self._budget = budget or Budget()
