@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--memory", default="1500mb")
+    parser.add_argument("--memory", default="1800mb")
     options = parser.parse_args()
     from transformers import AutoTokenizer
 

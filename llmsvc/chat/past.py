@@ -19,6 +19,7 @@ MOST_SEARCHED = 2000
 MOST_RECALLED = 3
 """Pieces of old turns with one message."""
 _KEPT = 32
+_KEPT_CHARACTERS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,14 @@ def number(depth: int) -> int:
 class Attic:
     """Turns that are left out of the prompts, to be searched. Immutable, but for what is built when first asked."""
 
-    def __init__(self, turns: Iterable[Turn] = ()) -> None:
-        self._texts = {turn.depth: turn.text for turn in turns}
+    def __init__(self, turns: Iterable[Turn] = (), document: "Callable[[int, str], Document] | None" = None) -> None:
+        """``document``: makes one of a turn's depth and text, or knows it."""
+        self._texts, self._document = {turn.depth: turn.text for turn in turns}, document or _document
 
     @cached_property
     def _library(self) -> Library:
         """Cut when it is first searched: most are only quoted from."""
-        return Library(_document(depth, text) for depth, text in self._texts.items())
+        return Library(self._document(depth, text) for depth, text in self._texts.items())
 
     def search(self, query: str, limit: int) -> list[Row]:
         """Pieces that have words of the query, best first."""
@@ -113,22 +115,39 @@ _EMPTY = Attic()
 
 
 class Attics:
-    """The last few, since an index takes a while. Safe from any thread."""
+    """The last few, since an index takes a while, and the turns in them: the next attic has most of them too.
+
+    Safe from any thread.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._attics: OrderedDict[str, Attic] = OrderedDict()
+        self._documents: OrderedDict[tuple[int, str], Document] = OrderedDict()
+        self._characters = 0
 
-    def get(self, id_: str, make: Callable[[], Attic]) -> Attic:
+    def get(self, id_: str, turns: Callable[[], Iterable[Turn]]) -> Attic:
         """``id_``: of the newest message in it, since what is before a message never changes."""
         with self._lock:
             attic = self._attics.pop(id_, None)
-        attic = attic or make()
+        attic = attic or Attic(turns(), self._known)
         with self._lock:
             self._attics[id_] = attic
             while len(self._attics) > _KEPT:
                 self._attics.popitem(last=False)
         return attic
+
+    def _known(self, depth: int, text: str) -> Document:
+        with self._lock:
+            document = self._documents.pop((depth, text), None)
+            if document is None:
+                document = _document(depth, text)
+                self._characters += len(text)
+            self._documents[depth, text] = document
+            while self._characters > _KEPT_CHARACTERS:
+                (_, oldest), _ = self._documents.popitem(last=False)
+                self._characters -= len(oldest)
+        return document
 
 
 class Past:
@@ -193,7 +212,7 @@ class Past:
         """Make what is before the newest ``count`` turns known to ``chat``, ``search`` and ``quote``."""
         if self.has(count + 1):
             newest = self._turns[count].user
-            self._attic = self._attics.get(str(newest.get("id", "")), lambda: Attic(self.left_out(count)))
+            self._attic = self._attics.get(str(newest.get("id", "")), lambda: self.left_out(count))
 
     def chat(self, count: int, bare: int = 0) -> Chat:
         """The messages of the newest ``count`` turns, oldest first, those above ``bare`` with their passages."""

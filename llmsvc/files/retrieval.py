@@ -1,6 +1,7 @@
 """Finds the passages of a chat's files that a question is about: by its words (BM25), and by what they mean."""
 
 import re
+import sys
 import threading
 import unicodedata
 from collections.abc import Iterable
@@ -71,6 +72,17 @@ class Document:
         return above[-1][:60] if above else f"part {page}" if len(self.pages) > 1 else ""
 
     @cached_property
+    def terms(self) -> list[tuple[list[str], Any]]:
+        """Of each chunk: its words, and the pieces of which its vector is made.
+
+        With what stands above the passage; the file's name counts too, but never as more than the passage.
+        """
+        from llmsvc.files.vectors import pieces_of
+
+        texts = [f"{self.name} {chunk.head}\n{chunk.text}" for chunk in self.chunks]
+        return list(zip((words(text) or [""] for text in texts), pieces_of(texts), strict=True))
+
+    @cached_property
     def text(self) -> str:
         """Whole, with its page numbers."""
         if self.kind != "pdf" or len(self.pages) < 2:
@@ -113,12 +125,11 @@ class Library:
                 from llmsvc.files.vectors import Vectors
 
                 chunks = [chunk for document in self.documents for chunk in document.chunks]
-                # With what stands above the passage; the file's name counts too, but never as more than the passage.
-                texts = [f"{chunk.file.name} {chunk.head}\n{chunk.text}" for chunk in chunks]
+                terms = [each for document in self.documents for each in document.terms]
                 index = bm25s.BM25() if chunks else None
                 if index is not None:
-                    index.index([words(text) or [""] for text in texts], show_progress=False)
-                self._built = chunks, index, Vectors(texts) if chunks else None
+                    index.index([words_ for words_, _ in terms], show_progress=False)
+                self._built = chunks, index, Vectors([pieces for _, pieces in terms]) if chunks else None
             return self._built
 
 
@@ -140,5 +151,4 @@ def words(text: str) -> list[str]:
 def _stemmed(found: list[str]) -> list[str]:
     import Stemmer
 
-    stems: list[str] = Stemmer.Stemmer("english").stemWords(found)
-    return stems
+    return [sys.intern(stem) for stem in Stemmer.Stemmer("english").stemWords(found)]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, np.dtype[np.float32]]
+    Pieces = np.ndarray[Any, np.dtype[np.int32]]
 
 _AT_ONCE = 1000
 
@@ -19,33 +20,38 @@ _AT_ONCE = 1000
 class Vectors:
     """Of the texts of one library. A rare piece of a word counts more, and what all texts share is taken out."""
 
-    def __init__(self, texts: list[str]) -> None:
+    def __init__(self, pieces: "list[Pieces]") -> None:
+        """``pieces``: of each text."""
         import numpy as np
 
-        tokenizer, table = _table()
-        pieces = []
-        for start in range(0, len(texts), _AT_ONCE):
-            found = tokenizer.encode_batch_fast(texts[start : start + _AT_ONCE], add_special_tokens=False)
-            pieces += [np.array(one.ids, dtype=np.int32) for one in found]
-        texts_with = np.zeros(len(table), np.float32)
+        texts_with = np.zeros(len(_table()[1]), np.float32)
         for ids in pieces:
             texts_with[np.unique(ids)] += 1
-        self._weights = np.log(1 + (len(texts) - texts_with + 0.5) / (texts_with + 0.5))
+        self._weights = np.log(1 + (len(pieces) - texts_with + 0.5) / (texts_with + 0.5))
         rows = _unit(np.stack([self._sum(ids) for ids in pieces]))
         self._shared = rows.mean(axis=0)
         self._rows = _unit(rows - self._shared)
 
     def likeness(self, text: str) -> "Array":
         """Cosine with each text."""
-        import numpy as np
-
-        ids = np.array(_table()[0].encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        (ids,) = pieces_of([text])
         found: Array = self._rows @ _unit(_unit(self._sum(ids)) - self._shared)
         return found
 
     def _sum(self, ids: Any) -> "Array":
         found: Array = self._weights[ids] @ _table()[1][ids]
         return found
+
+
+def pieces_of(texts: list[str]) -> "list[Pieces]":
+    """Ids of the pieces of words in each text."""
+    import numpy as np
+
+    tokenizer, found = _table()[0], []
+    for start in range(0, len(texts), _AT_ONCE):
+        encoded = tokenizer.encode_batch_fast(texts[start : start + _AT_ONCE], add_special_tokens=False)
+        found += [np.array(one.ids, dtype=np.int32) for one in encoded]
+    return found
 
 
 def _unit(rows: "Array") -> "Array":

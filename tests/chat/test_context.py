@@ -8,6 +8,7 @@ import pytest
 import samples
 from talks import Talk, checked, common, document
 
+from llmsvc.chat.past import Attics
 from llmsvc.chat.summaries import clean_summary
 from llmsvc.engine import FinishReason
 from llmsvc.files.retrieval import Library
@@ -47,6 +48,21 @@ def haystack(dice: random.Random, tokenizer: Any, seed: int) -> tuple[Talk, str,
         else:
             talk.say(text, samples.sentences(1, at))
     return talk, f"What is the password of vault {vault}?", word, place
+
+
+def test_what_is_kept_of_old_turns_changes_no_prompt(tokenizer) -> None:
+    """The service that has seen a chat grow, and one that has just started, make the same prompts of it."""
+    talk, recalled = Talk(tokenizer, window=1024), 0
+    for turn in range(40):
+        talk.say(f"{samples.sentences(6, turn)} The code of door {turn} is {turn * 7919}.", samples.sentences(2, turn))
+        if turn % 8 == 7:
+            text = f"What is the code of door {turn // 2}?"
+            seen = talk.prompt(text)
+            talk.given["attics"], kept = Attics(), talk.given["attics"]
+            assert talk.prompt(text).tokens == seen.tokens
+            talk.given["attics"] = kept
+            recalled += seen.ledger.recalled > 0
+    assert recalled >= 3
 
 
 def test_every_needle_is_there_or_the_ledger_says_what_is_not(tokenizer, needles: int, capsys) -> None:
