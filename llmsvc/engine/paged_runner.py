@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from llmsvc.engine import gemv
 from llmsvc.engine.kv_cache import mask_for, sliding_window
@@ -280,6 +281,7 @@ def follow_table(model: Any) -> bool:
     if config._attn_implementation not in ("sdpa", "paged"):
         return False
     AttentionInterface.register("paged", paged_attention)
+    AttentionMaskInterface.register("paged", sdpa_mask)  # for passes of others, such as embeddings
     config._attn_implementation = model.config._attn_implementation = "paged"
     return True
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny import CONFIGS, Collected, tiny
 
 from llmsvc.engine import Engine
+from llmsvc.engine.embed import embed
 from llmsvc.engine.paged_attention import PAGE
 from llmsvc.engine.paged_runner import PagedRunner, can_follow, fused, says_the_same
 from llmsvc.engine.pages import SCRATCH, OutOfPages, PageTable, pages_of
@@ -66,6 +67,15 @@ def test_a_model_whose_attention_is_its_own_says_the_same(tokenizer: Any, paged:
                 collected.submit(key, LONG[:length])
             found.append({key: text for key, (text, _) in collected.all(2).items()})
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3-mixed"])
+def test_embeddings_are_what_they_were(name: str) -> None:
+    """They go through the same model, with a cache of their own."""
+    model = tiny(name)
+    before = embed(model, LONG)
+    assert can_follow(model)
+    assert embed(model, LONG) == pytest.approx(before, abs=1e-5)
 
 
 def test_slots_that_begin_alike_share_pages_until_one_writes() -> None:

@@ -355,4 +355,6 @@ def test_random_requests_under_a_budget_for_two_of_five(
 
     asyncio.run(run())
     assert interrupted == []
-    assert max(over) <= 0
+    # Each model may always cache one text of its window, or its chats would begin anew with every message.
+    token = service.pool.forecast(five[0])["kv_bytes_per_token"]
+    assert max(over) <= 2 * (1024 + 256) * token
