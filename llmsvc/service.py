@@ -62,10 +62,10 @@ class Service:
         if not self.catalogue.entry(self.default_model).remote:
             self.pool.request(self.default_model)
 
-    def check_model(self, caller: Caller, model: str) -> None:
-        """Raises UnknownModel for one that only the admin may bring here. Reads the disk."""
+    async def check_model(self, caller: Caller, model: str) -> None:
+        """Raises UnknownModel for one that only the admin may bring here."""
         if model and not caller.admin:
-            self.completions.check(model)
+            await asyncio.to_thread(self.completions.check, model)  # reads the disk
 
     def import_session(self, caller: Caller, text: str) -> Row:
         """A new session from exported text. Who may bring no model here brings none by a chat. Raises BadRequest."""

@@ -117,7 +117,7 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         }
         with shown_errors():
             owner = owner_of(request)
-            await asyncio.to_thread(service.check_model, caller_of(request), model)
+            await service.check_model(caller_of(request), model)
             turn = turns.start(owner, session_id, message, model=model, **values)
             async for frame in frames(turn):
                 yield frame
@@ -290,15 +290,17 @@ def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         with shown_errors():
             return service.pool.list()
 
-    def model_forecast(request: gr.Request, model: str, quantization: str = "none", context: int = 0) -> dict[str, Any]:
+    async def model_forecast(
+        request: gr.Request, model: str, quantization: str = "none", context: int = 0
+    ) -> dict[str, Any]:
         """What a model would take, and whether that fits, without loading it.
 
         Gives weights_bytes, kv_bytes_per_token, load_peak_bytes, peak_bytes (the most while it loads, or with a chat of
         ``context`` tokens), free_bytes, fits, and the idle models that would go (evicts).
         """
         with shown_errors():
-            service.check_model(caller_of(request), model)
-            return service.pool.forecast(model, quantization, context)
+            await service.check_model(caller_of(request), model)
+            return await asyncio.to_thread(service.pool.forecast, model, quantization, context)
 
     async def model_load(
         request: gr.Request, model: str, quantization: str = "none", device: str = "auto"

@@ -298,7 +298,7 @@ class Page:
                 admin_only(request)
                 self._service.pool.pin(model_id, event.action == "pin")
                 return View().values()
-            await asyncio.to_thread(self._service.check_model, caller_of(request), model_id)
+            await self._service.check_model(caller_of(request), model_id)
             session_id = self._here(owner, tab.session_id) or self._new_session(owner, tab)
             self._service.sessions.set_model(owner, session_id, model_id)
         rows = self._service.pool.list()
@@ -338,7 +338,7 @@ class Page:
         """What the chosen model would take; what is wrong with it stands in its place."""
         model_id = (model_id or "").strip()
         try:
-            await asyncio.to_thread(self._service.check_model, caller_of(request), model_id)
+            await self._service.check_model(caller_of(request), model_id)
             row = await asyncio.to_thread(self._service.pool.forecast, model_id, quantization)
         except LlmsvcError as error:
             return models.refusal(str(error))
