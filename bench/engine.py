@@ -131,19 +131,20 @@ def main() -> None:
     finally:
         for contestant in contestants:
             contestant.close()
-    report(found)
+    report(found, "engine")
 
 
-def report(found: dict[str, dict[str, list[float]]]) -> None:
-    print(f"\n{'':15}{'':13}{'min':>9}{'median':>9}{'max':>9}   llmsvc is")
+def report(found: dict[str, dict[str, list[float]]], name: str) -> None:
+    """Print a table, and write it to ``bench/results/NAME.json``."""
+    print(f"\n{'':20}{'':13}{'min':>9}{'median':>9}{'max':>9}   llmsvc is")
     for task, by_name in found.items():
         ours = statistics.median(by_name["llmsvc"])
-        for name, values in by_name.items():
+        for who, values in by_name.items():
             if values:
                 middle = statistics.median(values)
-                line = f"{task:15}{name:13}{min(values):9.2f}{middle:9.2f}{max(values):9.2f}"
-                print(line + ("" if name == "llmsvc" else f"   {ours / middle:.2f}x"))
-    write_results("engine", found)
+                line = f"{task:20}{who:13}{min(values):9.2f}{middle:9.2f}{max(values):9.2f}"
+                print(line + ("" if who == "llmsvc" else f"   {ours / middle:.2f}x"))
+    write_results(name, found)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 from transformers.initialization import no_init_weights
 
-from bench.report import write_results
+from bench.engine import report
+from bench.engine_workers import lengths
 from llmsvc.engine import Engine, GenerationRequest, SamplingParams
 
 SHAPES: dict[str, Any] = {
@@ -66,10 +67,6 @@ def build(config: Any) -> Any:
     model.tie_weights()
     model.generation_config.eos_token_id = None
     return model
-
-
-def lengths(count: int) -> list[int]:
-    return [16 + (n * 37) % 125 for n in range(count)]
 
 
 class Ours:
@@ -224,14 +221,7 @@ def main() -> None:
                     note(f"{count} streams", theirs.name, theirs.streams(count))
                 gc.collect()
                 torch.cuda.empty_cache()
-    print(f"\n{'':21}{'':13}{'min':>9}{'median':>9}{'max':>9}   llmsvc is")
-    for task, by_name in found.items():
-        ours_ = statistics.median(by_name["llmsvc"])
-        for name, values in by_name.items():
-            middle = statistics.median(values)
-            line = f"{task:21}{name:13}{min(values):9.1f}{middle:9.1f}{max(values):9.1f}"
-            print(line + ("" if name == "llmsvc" else f"   {ours_ / middle:.2f}x"))
-    write_results(f"engine_gpu_{options.shape}", found)
+    report(found, f"engine_gpu_{options.shape}")
 
 
 if __name__ == "__main__":

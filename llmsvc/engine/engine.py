@@ -56,7 +56,7 @@ class Engine:
         """
         self.window = window
         self._tokenizer = tokenizer
-        self._model, self._device = model, model.device
+        self._model = model
         self._eos = _end_tokens(model, tokenizer)
         budget = (kv_bytes or _memory(model.device)) // _token_bytes(model)
         paged = model.device.type != "cpu" if paged is None else paged
@@ -152,7 +152,7 @@ class Engine:
             self._closing = True
             self._wake.notify()
         self._thread.join()
-        self._stop_using()
+        self._runner.plain()
         if self._warmup is not None:  # not before: it frees the steps that the thread may be taking
             self._warmup.close()
         self._runner.reset()
@@ -172,12 +172,6 @@ class Engine:
 
     def _record(self) -> None:
         self._put(lambda: setattr(self._runner, "recording", True))
-
-    def _stop_using(self) -> None:
-        if isinstance(self._runner, PagedRunner):
-            self._runner.recording = False
-        else:
-            self._runner.compiled = {}
 
     def _accept(self, request: GenerationRequest, constraint: Constraint | None) -> None:
         try:
@@ -229,26 +223,24 @@ class Engine:
             log.error("copying in the KV cache failed", exc_info=error)
             self._runner.reset()
             return self._scheduler.forget()
-        together: tuple[Chunk, ...] = ()
-        if isinstance(self._runner, PagedRunner):
-            short = self._runner.short
-            together = tuple(chunk for chunk in plan.prefill if short(chunk.end - chunk.start, chunk.start))
+        together, alone = list[Chunk](), list[Chunk]()
+        for chunk in plan.prefill:
+            fits = isinstance(self._runner, PagedRunner) and self._runner.short(chunk.end - chunk.start, chunk.start)
+            (together if fits else alone).append(chunk)
         try:
             if plan.decode or together:
-                self._decode(plan.decode, together)
+                self._decode(plan.decode, tuple(together))
         except Exception as error:
             if self._shrunk(error):
                 return None
-            together = ()
+            alone = list(plan.prefill)
             log.error("a step failed; its %d rows are tried one by one", len(plan.decode), exc_info=error)
             for sequence in plan.decode:
                 try:
                     self._decode((sequence,))
                 except Exception as its_own:
                     self._fail(sequence, its_own)
-        for chunk in plan.prefill:
-            if chunk in together:
-                continue
+        for chunk in alone:
             for last_try in (False, True):  # the first may have been a compiled step, which is not taken any more
                 try:
                     self._prefill(chunk)

@@ -4,6 +4,7 @@ It is a transformers ``Cache``, so any decoder-only model of the library writes 
 """
 
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -28,11 +29,37 @@ def sliding_window(config: Any) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
-def mask_for(model: Any, allowed: torch.Tensor) -> torch.Tensor:
-    """A boolean mask as the model's attention takes it: transformers' own, unlike torch's, adds it to the scores."""
-    if model.config.get_text_config()._attn_implementation != "eager":
-        return allowed
-    return torch.zeros_like(allowed, dtype=model.dtype).masked_fill(~allowed, torch.finfo(model.dtype).min)
+class Masks:
+    """Boolean masks as a model's attention takes them."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config.get_text_config()
+        self._kinds, self._window = list(getattr(config, "layer_types", None) or ()), sliding_window(config)
+        # transformers' own attention, unlike torch's, adds the mask to the scores.
+        self._added = model.dtype if config._attn_implementation == "eager" else None
+
+    def by_kind(self, mask: Callable[[int | None], torch.Tensor]) -> Any:
+        """``mask`` makes one for a window or, with None, for all that is before; some models take several."""
+        if self._window is None:
+            return mask(None)
+        if len(set(self._kinds)) > 1:  # such models take a mask for each kind of layer
+            return {"full_attention": mask(None), "sliding_attention": mask(self._window)}
+        return mask(None if self._kinds and self._kinds[0] == "full_attention" else self._window)
+
+    def allowing(self, query: torch.Tensor, length: int) -> Any:
+        """Where tokens at the positions ``query``, of shape (..., new, 1), may look: (..., new, length)."""
+        keys = torch.arange(length, device=query.device)
+
+        def mask(window: int | None) -> torch.Tensor:
+            allowed = keys <= query
+            if window is not None:
+                allowed = allowed & (keys > query - window)
+            if self._added is None:
+                return allowed
+            lowest = torch.finfo(self._added).min
+            return torch.zeros_like(allowed, dtype=self._added).masked_fill(~allowed, lowest)
+
+        return self.by_kind(mask)
 
 
 @dataclass
@@ -50,14 +77,32 @@ class Step:
     capacity: int = 0
 
 
-class SlotLayer(CacheLayerMixin):
+class PlacedLayer(CacheLayerMixin):
+    """A layer that is told where each token is written."""
+
+    is_compileable = False
+    is_sliding = False
+
+    def get_seq_length(self) -> int:
+        return 0  # positions are always given by the runner
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+class PlacedCache(Cache):
+    """Of such layers."""
+
+    def used(self) -> list[Any]:
+        """The layers that hold anything: some models let several look into one."""
+        return [layer for layer in self.layers if layer.is_initialized]
+
+
+class SlotLayer(PlacedLayer):
     """Keys and values of one layer, each of shape (slots, heads, capacity, head size).
 
     On a CPU the capacity is the whole window, in memory that the system gives page by page as it is written to.
     """
-
-    is_compileable = False
-    is_sliding = False
 
     def __init__(self, slots: int, window: int, step: Step) -> None:
         super().__init__()
@@ -125,23 +170,13 @@ class SlotLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._step.length, 0
 
-    def get_seq_length(self) -> int:
-        return 0  # positions are always given by the runner
 
-    def get_max_length(self) -> int:
-        return -1
-
-
-class SlotCache(Cache):
+class SlotCache(PlacedCache):
     """``slots`` sequences of up to ``window`` tokens in every layer. Set ``step`` before each forward pass."""
 
     def __init__(self, layers: int, slots: int, window: int) -> None:
         self.step = Step()
         super().__init__(layers=[SlotLayer(slots, window, self.step) for _ in range(layers)])
-
-    def used(self) -> list[SlotLayer]:
-        """The layers that hold anything: some models let several look into one."""
-        return [layer for layer in self.layers if layer.is_initialized]
 
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """Copy the keys and values of the first ``tokens`` positions from one slot to another."""

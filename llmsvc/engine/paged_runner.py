@@ -20,9 +20,9 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from llmsvc.engine import gemv
-from llmsvc.engine.kv_cache import mask_for, sliding_window
+from llmsvc.engine.kv_cache import Masks
 from llmsvc.engine.paged_attention import PAGE, paged_attention
-from llmsvc.engine.pages import SCRATCH, PagedCache, PageTable, pages_of
+from llmsvc.engine.pages import SCRATCH, OutOfPages, PagedCache, PageTable, pages_of
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +52,7 @@ class PagedRunner:
         config = model.config.get_text_config()
         self._model, self._device = model, model.device
         self._layers, self._slots, self._window = config.num_hidden_layers, slots, window
-        self._kinds = list(getattr(config, "layer_types", None) or ())
-        self._sliding = sliding_window(config)
+        self._masks = Masks(model)
         self._most = max(pages_of(tokens), pages_of(window)) + 1
         self.follows = self.recording = False
         self._graphs: dict[int, Graph] = {}
@@ -85,6 +84,10 @@ class PagedRunner:
         """Make the first ``tokens`` of ``slot`` what they are in ``source``. It is copied when one is written."""
         self._table.share(source, slot, tokens)
 
+    def plain(self) -> None:
+        """Take no recorded pass any more."""
+        self.recording = False
+
     def drop(self, slot: int) -> None:
         """Forget one slot and give its pages back."""
         self._table.drop(slot)
@@ -108,7 +111,8 @@ class PagedRunner:
         now, row = self._cache.now, self._on_device[slot].long()
         now.pages, now.offsets = row[positions // PAGE], positions % PAGE
         now.read, now.length = row[: pages_of(end)], end
-        return self._forward(torch.tensor(tokens, device=self._device), positions, self._mask(positions, end), wanted)
+        mask = self._masks.allowing(positions[None, None, :, None], end)
+        return self._forward(torch.tensor(tokens, device=self._device), positions, mask, wanted)
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: list[int], pieces: Sequence[Piece] = ()) -> torch.Tensor:
@@ -143,16 +147,19 @@ class PagedRunner:
         """Have pages of its own for what is written."""
         if self._table.pages[self._slots] and slot != self._slots:  # what changed places has done so
             self._table.drop(self._slots)
-        if (missing := self._table.wanted(slot, start, end) - self._table.free) > 0:
-            self._grow(missing)
-        if copies := self._table.write(slot, start, end):
+        try:
+            copies = self._table.write(slot, start, end)
+        except OutOfPages:
+            self._grow(self._table.wanted(slot, start, end) - self._table.free)
+            copies = self._table.write(slot, start, end)
+        if copies:
             self._cache.copy(copies)
 
     def _grow(self, missing: int) -> None:
         held = self._cache.pages
         more = min(max(held, missing), self._most - held)
         if more < missing:
-            return  # it is told when it writes
+            return  # who writes is told
         if self._cache.used():
             self._forget_passes()  # they know where the pages lay
             self._cache.grow(more)
@@ -179,14 +186,13 @@ class PagedRunner:
         for slot, tokens, start in pieces:
             self._write(slot, start, start + len(tokens))
             given += [[token, start + n, slot, 0] for n, token in enumerate(tokens)]
+        for row, number in zip(given, wanted, strict=False):
+            row[3] = number
         self._tell()
         if not self.recording:
-            given = [[*row[:3], wanted[place] if place < len(wanted) else 0] for place, row in enumerate(given)]
             return self._row(self._sent(given), len(wanted))
         size = next(size for size in SIZES if size >= len(given))
         given += [[0, 0, self._slots + 1, 0]] * (size - len(given))
-        for place, number in enumerate(wanted):
-            given[place] = [*given[place][:3], number]
         return self._graph(size)(self._pinned(given))[: len(wanted)]
 
     def _graph(self, size: int) -> Graph:
@@ -235,25 +241,7 @@ class PagedRunner:
             start = torch.zeros_like(length) if window is None else (length - window).clamp(min=0)
             return torch.cat([length, start, tables], 1)[None, None]
 
-        return self._forward(ids, positions, self._by_kind(mask), chosen[:wanted])
-
-    def _mask(self, positions: torch.Tensor, length: int) -> Any:
-        """Masks of shape (1, 1, tokens, length): where a token may look."""
-        keys, query = torch.arange(length, device=self._device), positions[:, None]
-
-        def mask(window: int | None) -> torch.Tensor:
-            causal = keys <= query
-            allowed = causal if window is None else causal & (keys > query - window)
-            return mask_for(self._model, allowed[None, None])
-
-        return self._by_kind(mask)
-
-    def _by_kind(self, mask: Callable[[int | None], torch.Tensor]) -> Any:
-        """Some models take a mask for each kind of layer."""
-        if len(set(self._kinds)) > 1 and self._sliding is not None:
-            return {"full_attention": mask(None), "sliding_attention": mask(self._sliding)}
-        everywhere = self._kinds and self._kinds[0] == "full_attention"
-        return mask(None if everywhere else self._sliding)
+        return self._forward(ids, positions, self._masks.by_kind(mask), chosen[:wanted])
 
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor, mask: Any, wanted: Any) -> torch.Tensor:
         """Logits of shape (wanted, vocabulary). Attention is ours where it follows the table, else the model's own."""

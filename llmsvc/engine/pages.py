@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
 
+from llmsvc.engine.kv_cache import PlacedCache, PlacedLayer
 from llmsvc.engine.paged_attention import PAGE, store
 
 SCRATCH = 0
@@ -118,11 +118,8 @@ class Pass:
     length: int = 0
 
 
-class PagedLayer(CacheLayerMixin):
+class PagedLayer(PlacedLayer):
     """Keys and values of one layer, each of shape (pages, heads, PAGE, head size)."""
-
-    is_compileable = False
-    is_sliding = False
 
     def __init__(self, cache: "PagedCache") -> None:
         super().__init__()
@@ -164,23 +161,13 @@ class PagedLayer(CacheLayerMixin):
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self._cache.now.length, 0
 
-    def get_seq_length(self) -> int:
-        return 0  # positions are always given by the runner
 
-    def get_max_length(self) -> int:
-        return -1
-
-
-class PagedCache(Cache):
+class PagedCache(PlacedCache):
     """Pages of every layer. Set ``now`` before each forward pass."""
 
     def __init__(self, layers: int, pages: int) -> None:
         self.now, self.pages = Pass(), pages
         super().__init__(layers=[PagedLayer(self) for _ in range(layers)])
-
-    def used(self) -> list[PagedLayer]:
-        """The layers that hold anything: some models let several look into one."""
-        return [layer for layer in self.layers if layer.is_initialized]
 
     def grow(self, pages: int) -> None:
         """Have so many more."""

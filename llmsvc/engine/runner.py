@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from llmsvc.engine.compiled import CHUNK, CompiledStep
-from llmsvc.engine.kv_cache import SlotCache, mask_for, sliding_window
+from llmsvc.engine.kv_cache import Masks, SlotCache
 
 LANES = 32
 """What is read of a slot is rounded up to so many positions. Sums over them are then made in the same order whatever
@@ -20,8 +20,7 @@ class Runner:
         self._model = model
         self._device = model.device
         self._shape = config.num_hidden_layers, slots + 1, window
-        self._kinds = list(getattr(config, "layer_types", None) or ())
-        self._window = sliding_window(config)
+        self._masks = Masks(model)
         self.compiled: dict[str, CompiledStep] = {}
         """By kind. The model itself takes the steps of other kinds."""
         self.reset()
@@ -34,6 +33,10 @@ class Runner:
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """Make the first ``tokens`` of ``slot`` what they are in ``source``."""
         self._cache.copy(source, slot, tokens)
+
+    def plain(self) -> None:
+        """Take no compiled step any more."""
+        self.compiled = {}
 
     def drop(self, slot: int) -> None:
         """Forget one slot and give its memory back."""
@@ -99,7 +102,7 @@ class Runner:
                 several = wanted if ids.shape[1] == 1 else [wanted[0], *wanted]  # more than one, as it must be
                 return compiled(ids, step.positions, mask, several, *self._cache.part())[:, -len(wanted) :]
             except Exception:
-                self.compiled = {}  # the model itself can do it as well; the caller tries again
+                self.plain()  # the model itself can do it as well; the caller tries again
                 raise
         output = self._model(
             input_ids=ids,
@@ -114,13 +117,4 @@ class Runner:
 
     def _mask(self, positions: torch.Tensor, length: int) -> Any:
         """Masks of shape (rows, 1, new, length): where a token may look."""
-        keys = torch.arange(length, device=self._device)
-        query = positions[:, None, :, None]
-        causal = keys <= query
-        whole = mask_for(self._model, causal)
-        if self._window is None:
-            return whole
-        near = mask_for(self._model, causal & (keys > query - self._window))
-        if len(set(self._kinds)) > 1:  # such models take a mask for each kind of layer
-            return {"full_attention": whole, "sliding_attention": near}
-        return whole if self._kinds and self._kinds[0] == "full_attention" else near
+        return self._masks.allowing(positions[:, None, :, None], length)

@@ -32,10 +32,9 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], dice: Sequenc
 
     def draw(function: Callable[..., torch.Tensor], rows: list[int], *given: int) -> None:
         some = logits if len(rows) == len(logits) else logits[rows]
-        own = [(params[row], params[row].top_k) for row in rows]
-        filters = [(p.temperature, p.min_p, max(p.top_p, 1e-9), min(k, whole) if k > 0 else whole) for p, k in own]
-        filtered = torch.tensor(filters, device=logits.device)
-        found = function(some, filtered, torch.tensor([[keys[row]] for row in rows], device=logits.device), *given)
+        filters = torch.tensor([_filters(params[row], whole) for row in rows], device=logits.device)
+        own = torch.tensor([[keys[row]] for row in rows], device=logits.device)
+        found = function(some, filters, own, *given)
         chosen.update(zip(rows, found.tolist(), strict=True))
 
     if free:
@@ -46,6 +45,10 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], dice: Sequenc
         if wide := [row for row in bounded if chosen[row] == _MORE]:
             draw(_bounded, wide, whole)
     return [chosen[row] for row in range(len(params))]
+
+
+def _filters(own: SamplingParams, whole: int) -> tuple[float, ...]:
+    return own.temperature, own.min_p, max(own.top_p, 1e-9), min(own.top_k, whole) if own.top_k > 0 else whole
 
 
 def _free(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

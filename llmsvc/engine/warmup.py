@@ -36,7 +36,27 @@ class _Closing(Exception):
     """Nobody needs the steps any more."""
 
 
-class Warmup:
+class _Background:
+    """What is done on a thread of its own while a model serves."""
+
+    def _begin(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="warmup", daemon=True)
+        self._thread.start()
+
+    @property
+    def over(self) -> bool:
+        """Whether all that can be made is."""
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        raise NotImplementedError
+
+
+class Warmup(_Background):
     """One thread: compile in a child process what the disk does not have yet, check it, measure it, hand it over.
 
     ``install`` is called on that thread with all steps that are to be taken. One that differs from what the model says,
@@ -58,18 +78,12 @@ class Warmup:
         self._steps: dict[str, CompiledStep] = {}
         self._patience = 0.0
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="warmup", daemon=True)
-        self._thread.start()
-
-    @property
-    def over(self) -> bool:
-        """Whether all that can be compiled is."""
-        return not self._thread.is_alive()
+        self._begin()
 
     def close(self) -> None:
         """Give up what is not ready, and wait for the end of the thread and its child."""
         self._closing.set()
-        self._thread.join()
+        super().close()
         for step in self._steps.values():
             step.close()
 
@@ -201,7 +215,7 @@ def keep_kernels(folder: Path) -> None:
         os.environ.setdefault(name, str(folder / place))
 
 
-class PagedWarmup:
+class PagedWarmup(_Background):
     """One thread: compile what recorded passes need, and try such passes, while a GPU's model serves without them.
 
     ``follows`` waits until the model serves, and says whether there is anything to record. ``install`` is called on
@@ -210,17 +224,7 @@ class PagedWarmup:
 
     def __init__(self, model: Any, follows: Callable[[], bool], install: Callable[[], None]) -> None:
         self._model, self._follows, self._install = model, follows, install
-        self._thread = threading.Thread(target=self._run, name="warmup", daemon=True)
-        self._thread.start()
-
-    @property
-    def over(self) -> bool:
-        """Whether all that can be recorded is."""
-        return not self._thread.is_alive()
-
-    def close(self) -> None:
-        """Wait for the end of the thread."""
-        self._thread.join()
+        self._begin()
 
     def _run(self) -> None:
         try:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import MODEL, until
+from clients import CAPITAL, MODEL, PARIS, STORY, until
 from conftest import App
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-CAPITAL = "What is the capital of France?"
-STORY = "Write a long story about a lighthouse and the sea."
+QUESTION, LONG = CAPITAL[0]["content"], STORY[0]["content"]
 
 
 @pytest.fixture(scope="module")
@@ -66,32 +65,32 @@ def test_every_endpoint(own: App, app: App, other_model: str, tmp_path: Path) ->
     session = call("session_create", title="Geography")["id"]
     assert [row["id"] for row in call("session_list")] == [session]
     assert call("session_rename", session, "Capitals")["title"] == "Capitals"
-    frames, (text, status) = call.stream("chat", session, CAPITAL, temperature=0)
-    assert (text, status["state"]) == ("The capital of France is Paris.", "done")
+    frames, (text, status) = call.stream("chat", session, QUESTION, temperature=0)
+    assert (text, status["state"]) == (PARIS, "done")
     assert all(text.startswith(frame) for frame, _ in frames)
     assert call.stream("attach", session, 4)[1][0] == text[4:]
     question, answer = call("session_get", session)["messages"]
     assert call.stream("regenerate", session, answer["id"])[1][1]["state"] == "done"
     assert call.stream("edit", session, question["id"], "What is the capital of Italy?")[1][1]["state"] == "done"
     call("branch_select", session, question["id"])
-    assert call("session_get", session)["messages"][0]["content"] == CAPITAL
+    assert call("session_get", session)["messages"][0]["content"] == QUESTION
     assert call("session_settings", session, {"temperature": 0, "max_tokens": 900})["temperature"] == 0
 
     # An answer that runs, two messages that wait behind it, and an end
-    running = call.client.submit(session, STORY, api_name="/chat")
+    running = call.client.submit(session, LONG, api_name="/chat")
     next(text for text, _ in running if text)
     waiting = []
     for number, text in enumerate(("One", "Two"), 1):
         waiting.append(call.client.submit(session, text, api_name="/chat"))
         until(lambda: len(call("session_get", session)["queued"]) == number)  # noqa: B023
     first, second = (row["id"] for row in call("session_get", session)["queued"])
-    call("queue_edit", session, first, CAPITAL)
+    call("queue_edit", session, first, QUESTION)
     call("queue_remove", session, second)
     assert call("stop", session)["state"] == "stopped"
     assert waiting[0].result(timeout=120)[1]["state"] == "done"
-    assert CAPITAL in [row["content"] for row in call("session_get", session)["messages"][2:]]
+    assert QUESTION in [row["content"] for row in call("session_get", session)["messages"][2:]]
     assert call("queue_send", session) == {}
-    running = call.client.submit(session, STORY, api_name="/chat")
+    running = call.client.submit(session, LONG, api_name="/chat")
     next(text for text, _ in running if text)
     before = call("stop", session)["offset"]
     going = call.client.submit(session, api_name="/continue")
@@ -127,7 +126,7 @@ def test_every_endpoint(own: App, app: App, other_model: str, tmp_path: Path) ->
     assert call("model_unload", other_model).keys() == {"memory_before", "memory_after"}
     assert call("remote_add", app.url)["models"] == [MODEL]
     assert [row["url"] for row in call("remote_list")] == [app.url]
-    assert call.stream("chat", session, CAPITAL, f"remote:{MODEL}", max_tokens=20)[1][1]["state"] == "done"
+    assert call.stream("chat", session, QUESTION, f"remote:{MODEL}", max_tokens=20)[1][1]["state"] == "done"
     call("remote_remove", app.url)
 
     # What cannot be done is a sentence
