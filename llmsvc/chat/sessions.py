@@ -147,8 +147,9 @@ class Sessions:
         return _public(self.row(owner, session_id))
 
     def touch(self, session_id: str, fields: Row) -> None:
-        """Record activity of a turn."""
-        self._change(session_id, {"updated_at": time.time(), **fields})
+        """Record activity of a turn; it is on the medium with the next ``Database.flush``."""
+        self._db.update_session_later(session_id, {"updated_at": time.time(), **fields})
+        self.revision += 1
 
     def export(self, owner: str, session_id: str, format: str = "json") -> str:
         """The whole session as JSON, or the branch that is shown as Markdown; ``import_`` reads both.

@@ -65,7 +65,7 @@ class Turn:
         self.begun = self.started = time.monotonic()
         self.watches: set[Watch] = set()
         self._first = 0.0
-        self._over = asyncio.Event()
+        self._over, self._announced = asyncio.Event(), asyncio.Event()
 
     @classmethod
     def stored(cls, session_id: str, owner: str, row: Row) -> "Turn":
@@ -116,6 +116,7 @@ class Turn:
     def finish(self) -> None:
         """Announce the end, which is on the disk by now."""
         self.state, self.finished = self.outcome, True
+        self._announced.set()
         self.changed()
 
     def receive(self, event: TokenEvent) -> None:
@@ -142,6 +143,10 @@ class Turn:
     async def over(self, timeout: float | None = None) -> bool:
         """Whether the generation ended within ``timeout`` seconds."""
         return await within(timeout, self._over)
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not past the announcement of the end."""
+        await within(seconds, self._announced)
 
 
 def can_continue(last: Row) -> bool:

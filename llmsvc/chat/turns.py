@@ -57,6 +57,7 @@ class Turns:
         self._active: dict[str, Turn] = {}
         self._queued: dict[str, Turn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flushing: asyncio.Task[None] | None = None
         self._idle = Idle(pool)
         self._titles = Titles(database, sessions, self._idle)
         self._summaries = Summaries(self._prompts, self._idle)
@@ -142,7 +143,7 @@ class Turns:
             changed = {"id": new_id(), "content": text, "state": "done", "error": "", "created_at": time.time()}
             changed["chosen"] = branches.version(rows) + 1
             rows.add({**row, **changed})
-        self._sessions.touch(session_id, {})
+        self._touch(session_id, {})
         return Turn.stored(session_id, owner, {**row, **changed})
 
     def regenerate(
@@ -174,7 +175,7 @@ class Turns:
         turn.sources = answer["sources"]
         model = answer["model"] or session["model"]
         chosen = answer["options"] or self._options(session, model, {})
-        self._db.update_session(session_id, {"running": turn.id})
+        self._touch(session_id, {"running": turn.id})
         fields = {"state": "running", "error": "", "turn_id": turn.id, "options": chosen}
         self._db.update_message(session_id, answer["id"], fields)
         self._launch(turn, model, chosen, answer["parent"])
@@ -284,7 +285,7 @@ class Turns:
                     yield turn.text, turn.status()
                     sharing = self._watchers[turn.owner] * len(self._watchers)
                     if not finished and (more := sharing / FRAMES_AT_ONCE - 1) > 0:
-                        await asyncio.sleep(CROSSING_SECONDS * more)
+                        await turn.pause(CROSSING_SECONDS * more)
                 elif not finished and not await watch.wait(IDLE_SECONDS):
                     seen = (-1, "", "")
                 if finished:
@@ -303,6 +304,8 @@ class Turns:
             turn.end("interrupted")
         for turn_id in list(self._queued):
             self._drop(turn_id, "interrupted")
+        if self._flushing is not None:  # closing the database writes all there is
+            self._flushing.cancel()
         await self._idle.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -354,7 +357,7 @@ class Turns:
             fields["turns"] = session["turns"] + 1
             if session["auto_title"] and not session["turns"]:
                 fields["title"] = first_line(text)
-        self._sessions.touch(turn.session_id, fields)  # first: what a crash leaves is looked for there
+        self._touch(turn.session_id, fields)
         try:
             with self._db.session_rows(turn.session_id, "messages") as rows:
                 above = rows.get(parent)
@@ -368,10 +371,23 @@ class Turns:
                 answer = {"id": turn.message_id, "state": "running", "model": model}
                 rows.add(*new, message("assistant", "", turn.id, **answer, **place))
         except StorageError:
-            with suppress(StorageError):
-                self._db.update_session(turn.session_id, {name: session.get(name) for name in fields})
+            self._touch(turn.session_id, {name: session.get(name) for name in fields})
             raise
         self._launch(turn, model, chosen, parent)
+
+    def _touch(self, session_id: str, fields: Row) -> None:
+        """Change a session's row, at once to who looks and within CHECKPOINT_SECONDS on the medium."""
+        self._sessions.touch(session_id, fields)
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush())
+
+    async def _flush(self) -> None:
+        await asyncio.sleep(CHECKPOINT_SECONDS)
+        self._flushing = None
+        try:
+            await asyncio.to_thread(self._db.flush)
+        except StorageError as error:  # it goes with the next change for which there is room
+            log.warning("%s", error)
 
     def _next(self, session_id: str) -> None:
         """Begin the answer to the message that waits longest, if nothing runs."""
@@ -422,7 +438,7 @@ class Turns:
             turn.end("failed", LlmsvcError(f"The answer failed: {error}"))
         try:
             await asyncio.to_thread(self._save, turn, turn.outcome)
-            self._sessions.touch(turn.session_id, {"running": None})
+            self._touch(turn.session_id, {"running": None})
         except LlmsvcError as error:  # disk full at the end: say so, keep the text on the page
             turn.error = turn.error or error
         del self._active[turn.session_id]
@@ -452,7 +468,7 @@ class Turns:
         if turn.outcome:
             return
         if model != self._db.session(turn.session_id)["model"]:
-            self._sessions.touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
+            self._touch(turn.session_id, {"model": model})  # not before: one that fails is no choice to keep
         engine, loaded = pooled.engine, pooled.loaded
         if engine is None or loaded is None:
             raise Unavailable(f"{model} was unloaded. Send the message again to load it.")
@@ -520,21 +536,32 @@ class Turns:
 
     def _mark_interrupted(self) -> None:
         """After a crash: what was running keeps its last checkpoint and says that it was cut."""
-        for session in self._db.sessions_with("running"):
-            try:
-                messages = self._db.messages(session["id"])
-                begun = {row["turn_id"] for row in messages}
-                for row in messages:
-                    if row["state"] == "running":
-                        self._db.update_message(session["id"], row["id"], {"state": "interrupted"})
-                with self._db.session_rows(session["id"], "queue") as queue:
-                    for row in queue.all():
-                        if row["id"] in begun:
-                            queue.remove(row["id"])
-                turns = sum(row["role"] == "user" for row in messages)  # one may have been counted, and not stored
-                self._db.update_session(session["id"], {"running": None, "turns": turns})
-            except StorageError as error:  # damaged or full: the other chats work, and it is tried at the next start
-                log.warning("%s", error)
+        for session_id in self._db.unclean | {row["id"] for row in self._db.sessions_with("running")}:
+            with suppress(NotFound):
+                try:
+                    self._mend(self._db.session(session_id))
+                except StorageError as error:  # damaged or full: the others work, and it is tried at the next start
+                    log.warning("%s", error)
+
+    def _mend(self, session: Row) -> None:
+        """Make right what a crash left of a session's messages, and its row, which may know nothing of the last."""
+        with self._db.session_rows(session["id"], "messages") as rows:
+            for row in rows.find(lambda row: bool(row["state"] == "running")):
+                rows.update(row["id"], {"state": "interrupted"})
+            turns = rows.count(_asks)
+            with self._db.session_rows(session["id"], "queue") as queue:
+                for row in queue.all():
+                    if row["message_id"] in rows:
+                        queue.remove(row["id"])
+            fields: Row = {"running": None, "turns": turns}
+            if session["auto_title"] and turns and not session["turns"]:
+                fields["title"] = first_line(rows.find(_asks)[0]["content"])
+        if any(session.get(name) != value for name, value in fields.items()):
+            self._db.update_session(session["id"], fields)
+
+
+def _asks(message: Row) -> bool:
+    return bool(message["role"] == "user")
 
 
 def _changed(settings: Row, values: Row) -> Row:

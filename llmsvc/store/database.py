@@ -35,13 +35,14 @@ class Database:
     """The data directory, locked for this process. Safe to call from any thread.
 
     An action on two files writes the index first: its row decides what exists. Every write raises StorageError,
-    with nothing changed, when the disk refuses.
+    with nothing changed, when the disk refuses. ``unclean``: sessions that were in use when the last process died.
     """
 
     def __init__(self, data_dir: Path) -> None:
         """Raises StorageError when the directory cannot be used or another process has it."""
         self._dir = data_dir
         self._lock_file = lock(data_dir)
+        self.unclean: set[str] = set()
         self._shelf = Shelf(JournalDB)
         self._texts = Shelf(JournalDB, capacity=8)  # of files: each may be some megabytes
         try:
@@ -109,6 +110,14 @@ class Database:
 
     def update_session(self, session_id: str, fields: Row) -> None:
         self._sessions.update(session_id, fields)
+
+    def update_session_later(self, session_id: str, fields: Row) -> None:
+        """On the medium with the next write to the index, or with ``flush``; a crash before may lose it."""
+        self._sessions.update_later(session_id, fields)
+
+    def flush(self) -> None:
+        """Write what was put off."""
+        self._index_db.storage.flush()  # type: ignore[attr-defined]
 
     def remove_session(self, session_id: str) -> None:
         """Free its disk. A crash in the middle is finished at the next start."""
@@ -258,6 +267,7 @@ class Database:
                 if path.suffix == ".tmp":
                     path.unlink()
                 else:
+                    self.unclean.add(path.with_suffix("").stem)
                     JournalDB(path.with_suffix("")).close()
             except (OSError, StorageError) as error:  # that one chat says so when it is opened; the others work
                 log.warning("%s", error)

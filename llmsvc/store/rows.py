@@ -7,7 +7,7 @@ from typing import Any
 
 from tinydb.table import Document
 
-from llmsvc.store.storage import JournalDB, copied
+from llmsvc.store.storage import JournalDB, JournalStorage, copied
 
 Row = dict[str, Any]
 
@@ -16,7 +16,8 @@ class Rows:
     """Callers get copies, in the order of insertion, and write through these methods. Safe from any thread."""
 
     def __init__(self, database: JournalDB, name: str) -> None:
-        self._lock = database.storage.lock  # type: ignore[attr-defined]
+        self._storage: JournalStorage = database.storage  # type: ignore[assignment]
+        self._lock = self._storage.lock
         self._table = database.table(name)
         self._numbers = {row["id"]: int(number) for number, row in self._table._read_table().items()}
 
@@ -39,6 +40,11 @@ class Rows:
         """The rows for which ``wanted`` (which must not change them) is true."""
         with self._lock:
             return [copied(row) for row in self._table._read_table().values() if wanted(row)]  # type: ignore[arg-type]
+
+    def count(self, wanted: Callable[[Row], bool]) -> int:
+        """How many rows there are for which ``wanted`` (which must not change them) is true."""
+        with self._lock:
+            return sum(map(wanted, self._table._read_table().values()))  # type: ignore[arg-type]
 
     def largest(self, key: str, limit: int, wanted: Callable[[Row], bool], columns: Sequence[str]) -> list[Row]:
         """Those ``columns``, which hold no lists or dicts, of at most ``limit`` rows with the largest ``row[key]``."""
@@ -64,6 +70,11 @@ class Rows:
         with self._lock:
             number = self._numbers.get(id_)
             return number is not None and bool(self._table.update(fields, doc_ids=[number]))
+
+    def update_later(self, id_: str, fields: Row) -> None:
+        """``update``, on the medium only with the next change or flush of the file."""
+        with self._storage.putting_off():
+            self.update(id_, fields)
 
     def put(self, row: Row) -> None:
         """Insert the row, or set its fields on the one with its id."""

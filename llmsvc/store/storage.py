@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,9 @@ COMPACT_BYTES = 1_000_000
 class JournalStorage(Storage):
     """One database file. Safe from any thread; every method raises StorageError naming the file.
 
-    A commit is on the medium before it is in memory, and in memory before ``commit`` returns. ``sequence``: the
-    number of the last commit. ``repairs``: with ``salvage``, what had to be given up to open a damaged file.
+    A commit is on the medium before it is in memory, and in memory before ``commit`` returns; inside of
+    ``putting_off`` it is in memory only, and on the medium with the next commit or ``flush``. ``sequence``: the number
+    of the last commit. ``repairs``: with ``salvage``, what had to be given up to open a damaged file.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class JournalStorage(Storage):
         self._has_journal = False
         self._compact_at = compact_bytes
         self._refuse = ""
+        self._later: list[Operation] = []
+        self._puts_off = False
         self._open()
 
     def read(self) -> Tables:
@@ -78,11 +81,15 @@ class JournalStorage(Storage):
         with self.lock:
             if self._refuse:
                 raise StorageError(self._refuse)
-            record = journal.encode(self.sequence + 1, operations)
+            if self._puts_off:
+                self._put_off(json.loads(json.dumps(operations)))
+                return
+            record = journal.encode(self.sequence + 1, self._later + operations)
             self._append(record)
             self.sequence += 1
             # From the record, not from the caller: memory then equals the disk, and shares nothing with the caller.
             apply(self._tables, json.loads(record[18:])["o"])
+            self._later = []
             if self._end >= self._compact_at:
                 try:
                     self._compact()
@@ -90,16 +97,44 @@ class JournalStorage(Storage):
                     log.warning("%s: compaction put off (%s)", self.path, error.strerror)
                     self._compact_at = 2 * self._end
 
+    @contextmanager
+    def putting_off(self) -> Iterator[None]:
+        """For changes that are worth no write of their own. What is put off goes into one record, so that a crash
+        takes all of it or nothing. It holds the lock."""
+        with self.lock:
+            self._puts_off = True
+            try:
+                yield
+            finally:
+                self._puts_off = False
+
+    def _put_off(self, operations: list[Operation]) -> None:
+        again = {tuple(operation[:2]) for operation in operations}
+        self._later = [operation for operation in self._later if tuple(operation[:2]) not in again] + operations
+        apply(self._tables, operations)
+
+    def flush(self) -> None:
+        """Put on the medium what was put off."""
+        with self.lock:
+            if self._later:
+                later, self._later = self._later, []
+                try:
+                    self.commit(later)
+                except StorageError:
+                    self._later = later
+                    raise
+
     def close(self) -> None:
         """Fold the journal into the snapshot and remove it. The journal keeps everything if that fails."""
         with self.lock:
             if self._refuse == _CLOSED:
                 return
             try:
-                if not self._refuse and self._has_journal:
-                    if self._end:
+                if not self._refuse:
+                    if self._end or self._later:
                         self._compact()
-                    self._disk.remove(self._journal_path)
+                    if self._has_journal:
+                        self._disk.remove(self._journal_path)
             except OSError as error:
                 raise self._error(error, self.path) from error
             finally:
@@ -225,8 +260,9 @@ class JournalStorage(Storage):
         replace(self.path, data, self._disk)
         if self._handle is None:
             self._handle = self._disk.open(self._journal_path)
+            self._has_journal = True
         self._cut(0)
-        self._end = 0
+        self._end, self._later = 0, []
         self._compact_at = max(self._floor, len(data))
 
     def _error(self, error: OSError, path: Path, verb: str = "written") -> StorageError:

@@ -5,13 +5,20 @@ Measured by ``bench.watching``; each is safe to lose with another version of Gra
 
 import asyncio
 import copy
+import functools
+import inspect
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import anyio.to_thread
 import fastapi.dependencies.utils
 import gradio as gr
+import gradio.blocks
 import gradio.queueing
+import gradio.state_holder
+import gradio.utils
 import uvicorn
 from gradio.blocks import BlocksConfig
 
@@ -21,12 +28,39 @@ from llmsvc.ui.shut import ShutBlocks
 sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
 
 
-async def _at_once(call: Callable[..., Any], **values: Any) -> Any:
-    return call(**values)
+async def _at_once(call: Callable[..., Any], *args: Any, **values: Any) -> Any:
+    return call(*args, **values)
 
 
 # Gradio's only dependency that is no coroutine compares two words: a thread for it costs more than the request.
 fastapi.dependencies.utils.run_in_threadpool = _at_once  # type: ignore[attr-defined, assignment]
+gradio.queueing.run_sync = _at_once  # it is for analytics, which are turned off below
+
+_LIGHT = (gr.BrowserState, gr.HTML, gr.Markdown, gr.MultimodalTextbox, gr.State, gr.Textbox)
+_FEW = 16
+
+
+async def _where_it_belongs(call: Callable[..., Any], *args: Any, limiter: Any = None) -> Any:
+    """``anyio.to_thread.run_sync`` without a thread for what only begins a stream, or is done sooner than one wakes."""
+    component = getattr(call, "__self__", None)
+    light = isinstance(component, _LIGHT) or (isinstance(component, gr.Chatbot) and len(args[0] or ()) <= _FEW)
+    if light or inspect.isasyncgenfunction(call):
+        return call(*args)
+    return await anyio.to_thread.run_sync(call, *args, limiter=limiter)
+
+
+gradio.utils.get_type_hints = functools.cache(gradio.utils.get_type_hints)
+gradio.blocks.anyio = SimpleNamespace(to_thread=SimpleNamespace(run_sync=_where_it_belongs))
+
+
+class _LeanState(gradio.state_holder.SessionState):  # type: ignore[misc]
+    """Describes no component, as _LeanConfig does not."""
+
+    def __init__(self, blocks: gr.Blocks) -> None:
+        super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))
+
+
+gradio.state_holder.SessionState = _LeanState
 
 
 async def _main_loop(server: uvicorn.Server) -> None:
@@ -64,12 +98,14 @@ class _Until:
 
 
 _SKIP = gr.skip()
-_PLAIN = {"__type__", "visible", "stop_btn"}
+_PLAIN = {"__type__", "visible", "stop_btn", "value"}
+_EMPTY_BOX = {"text": "", "files": []}
 
 
 def _is_plain(value: Any) -> bool:
     """Whether it can go to the browser as it is: an update of nothing, or of what the server never reads again."""
-    return isinstance(value, dict) and value.get("__type__") == "update" and value.keys() <= _PLAIN
+    plain = isinstance(value, dict) and value.get("__type__") == "update" and value.keys() <= _PLAIN
+    return plain and value.get("value", _EMPTY_BOX) == _EMPTY_BOX
 
 
 class _LeanConfig(BlocksConfig):  # type: ignore[misc]
@@ -104,6 +140,10 @@ class LeanBlocks(ShutBlocks):
         # After each event it makes a pandas table of the last 10,000, for a page that is turned off.
         self._queue.ANALYTICS_MAX_EVENTS, self._queue.ANAYLTICS_CACHE_FREQUENCY = 1, sys.maxsize
         self._queue.broadcast_estimations = lambda *_: None  # with each event, to each that waits; not shown here
+        for block in self.fns.values():  # asked for at each event, and made anew each time
+            function = inspect.unwrap(getattr(block.fn, "__func__", block.fn)) if block.fn else None
+            if inspect.isfunction(function):
+                function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
         return made
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:

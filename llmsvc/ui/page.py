@@ -189,6 +189,7 @@ class Page:
 
     async def on_load(self, saved: str, request: gr.Request) -> Values:
         """Open the chat that the address names, or that this browser had open."""
+        self._tab(request, str(saved or "")).marked = None
         return self._show(str(saved or ""), request).values()
 
     async def on_submit(self, saved: str, value: dict[str, Any], request: gr.Request) -> Values:
@@ -464,13 +465,14 @@ class Page:
         tab.turn = turn.id if turn else ""
         tab.told = f"{tab.session_id} {tab.turn} {tab.version}"
         history, recent = self._parts(tab, messages, turn.message_id if turn else "")
+        marked, tab.marked = tab.marked, tab.session_id
         return View(
             saved=tab.session_id,
             history=history,
             recent=recent,
             live=[] if turn is None else None,
             box=_box(running=turn is not None),
-            list=self._list(owner, tab, ""),
+            list=None if marked == tab.session_id else self._list(owner, tab, ""),  # else it comes as news
             more=gr.update(visible=turn is None and bool(messages) and can_continue(messages[-1])),
             earlier=gr.update(visible=bool(messages) and messages[0]["depth"] > 1),
             waiting=self._waiting(session),
@@ -492,6 +494,7 @@ class Page:
     def _blank(self, owner: str, tab: Tab, query: str, note: str = "") -> View:
         """A chat that is still to begin."""
         tab.open("")
+        tab.marked = ""
         tab.version, tab.last_asked, tab.turn, tab.told = 0, "", "", ""
         return View(
             saved="",

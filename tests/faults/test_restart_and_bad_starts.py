@@ -60,6 +60,28 @@ def test_chats_survive_a_restart_and_a_kill(own_data: Path) -> None:
     assert text.startswith(messages[3]["content"]) or messages[3]["content"].startswith(text)
 
 
+def test_a_message_that_was_taken_in_survives_a_kill_at_once(own_data: Path) -> None:
+    app = App(own_data).wait()
+    client = Client(app.url, verbose=False)
+    session = client.predict(api_name="/session_create")["id"]
+    for _ in client.submit(session, STORY, temperature=0, max_tokens=2000, api_name="/chat"):
+        break  # sooner than anything is written but the message
+    app.process.kill()
+    app.process.wait()
+
+    app = App(own_data).wait()
+    client = Client(app.url, verbose=False)
+    (listed,) = client.predict(api_name="/session_list")
+    asked, answer = client.predict(session, api_name="/session_get")["messages"]
+    client.predict({"max_tokens": 8}, api_name="/settings_set")
+    continued, status = client.predict(session, api_name="/continue")
+    app.stop()
+    assert (listed["turns"], listed["title"]) == (1, "Write a very long story about a lighthouse, wit…")
+    assert (asked["content"], answer["state"]) == (STORY, "interrupted")
+    assert continued
+    assert status["state"] == "done"
+
+
 def test_a_stop_in_mid_answer_keeps_the_text(own_data: Path) -> None:
     app = App(own_data).wait()
     client = Client(app.url, verbose=False)
