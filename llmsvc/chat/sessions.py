@@ -148,7 +148,7 @@ class Sessions:
 
     def touch(self, session_id: str, fields: Row) -> None:
         """Record activity of a turn; it is on the medium with the next ``Database.flush``."""
-        self._db.update_session_later(session_id, {"updated_at": time.time(), **fields})
+        self._db.update_session_later(session_id, fields)
         self.revision += 1
 
     def export(self, owner: str, session_id: str, format: str = "json") -> str:

@@ -143,7 +143,7 @@ class Turns:
             changed = {"id": new_id(), "content": text, "state": "done", "error": "", "created_at": time.time()}
             changed["chosen"] = branches.version(rows) + 1
             rows.add({**row, **changed})
-        self._touch(session_id, {})
+        self._touch(session_id, {"updated_at": time.time()})
         return Turn.stored(session_id, owner, {**row, **changed})
 
     def regenerate(
@@ -175,7 +175,7 @@ class Turns:
         turn.sources = answer["sources"]
         model = answer["model"] or session["model"]
         chosen = answer["options"] or self._options(session, model, {})
-        self._touch(session_id, {"running": turn.id})
+        self._touch(session_id, {"running": turn.id, "updated_at": time.time()})
         fields = {"state": "running", "error": "", "turn_id": turn.id, "options": chosen}
         self._db.update_message(session_id, answer["id"], fields)
         self._launch(turn, model, chosen, answer["parent"])
@@ -352,7 +352,8 @@ class Turns:
         """Store the messages of a turn below ``parent``, durably, then let it run. Raises StorageError, BadRequest."""
         self._memory.note(turn.owner, text or "")
         session = self._db.session(turn.session_id)
-        fields: Row = {"running": turn.id}
+        # Not at the end: a list whose order changes then is clicked amiss.
+        fields: Row = {"running": turn.id, "updated_at": time.time()}
         if text is not None:
             fields["turns"] = session["turns"] + 1
             if session["auto_title"] and not session["turns"]:

@@ -346,7 +346,7 @@ class ModelPool:
     def _load(self, pooled: PooledModel) -> None:
         def progress(stage: str, done: int, total: int) -> None:
             self._check(pooled)
-            pooled.stage, pooled.done, pooled.total = stage, done, total
+            pooled.tell(stage, done, total)
             self._tell(pooled)
 
         progress("Looking for the files", 0, 0)

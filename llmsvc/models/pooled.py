@@ -1,12 +1,15 @@
 """One model of the pool: on its way in, in memory, parked, or failed."""
 
 import time
+from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmsvc.errors import LlmsvcError
 from llmsvc.models.loader import LoadedModel
+
+SPEED_SECONDS = 5.0
 
 
 @dataclass
@@ -21,6 +24,8 @@ class PooledModel:
     stage: str = "Waiting"
     done: int = 0
     total: int = 0
+    bytes_per_second: float = 0.0
+    """Of a stage that reads or writes bytes, over its last seconds."""
     error: LlmsvcError | None = None
     loaded: LoadedModel | None = None
     engine: Any = None
@@ -39,6 +44,20 @@ class PooledModel:
     reserved: int = 0
     """Bytes that are kept for it while it loads."""
     _counted: tuple[float, int, float] = (0.0, 0, 0.0)
+    _passed: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """How far a stage of its loading is."""
+        now, again = time.monotonic(), stage == self.stage and done >= self.done
+        self.stage, self.done, self.total = stage, done, total
+        if not again:
+            self._passed.clear()
+        self._passed.append((now, done))
+        while now - self._passed[0][0] > SPEED_SECONDS:
+            self._passed.popleft()
+        since, before = self._passed[0]
+        measured = total > 10**6 and now - since >= 1
+        self.bytes_per_second = (done - before) / (now - since) if measured else 0.0
 
     @property
     def open(self) -> bool:
@@ -91,6 +110,7 @@ class PooledModel:
             "stage": self.stage,
             "done": self.done,
             "total": self.total,
+            "bytes_per_second": round(self.bytes_per_second),
             "error": str(self.error or ""),
         }
 

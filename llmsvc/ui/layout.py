@@ -30,10 +30,14 @@ class Layout:
                 self._models()
             with gr.Tab("Files", id="files", elem_id="tab-files"):
                 self._files()
-            with gr.Tab("Settings", id="settings", elem_id="tab-settings"):
+            with gr.Tab("Settings", id="settings", elem_id="tab-settings") as self.settings_tab:
                 gr.HTML('<p class="hint">How answers are made, in every chat. Saved as you change them.</p>')
                 self.only_admin = gr.HTML(ONLY_ADMIN, visible=False)
+                self.whose = gr.Dropdown(
+                    [("Every model", "")], value="", label="Defaults of", info="A model's own go first", elem_id="whose"
+                )
                 self.defaults = _knobs()
+                self.common = gr.Button("Back to those of every model", visible=False, size="sm", elem_id="common")
                 self.keys = keys.Keys(self._service)
         with gr.Sidebar(width=300, elem_id="panel", position="right", open=False):
             gr.HTML('<h3 class="panel-title">This chat</h3><p class="hint">Over the defaults in Settings.</p>')

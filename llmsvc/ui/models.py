@@ -89,7 +89,8 @@ def _card(row: dict[str, Any], current: bool, admin: bool) -> str:
         facts = [row["stage"], f"reads {row['context']:,} tokens", f"{row['running']} running" * bool(row["running"])]
         facts += [f"{row['queued']} queued" * bool(row["queued"])]
         detail, buttons = " · ".join(escape(fact) for fact in facts if fact), []
-    use = "<em>used in this chat</em>" if current else _button("use", "Use in this chat", name)
+    usable = row["state"] != "failed"
+    use = "<em>used in this chat</em>" if current else _button("use", "Use in this chat", name) * usable
     if admin and row["device"] != "remote":
         last = {"loading": "Cancel", "failed": "Dismiss"}.get(row["state"], "Unload")
         buttons.append(_button("unload", last, name))
@@ -170,4 +171,5 @@ def _percent(row: dict[str, Any]) -> str:
 
 
 def _bytes(row: dict[str, Any]) -> str:
-    return f", {size(row['done'])} of {size(row['total'])}" if row["total"] > 10**6 else ""
+    speed = f", {size(row['bytes_per_second'])}/s" if row["bytes_per_second"] else ""
+    return f", {size(row['done'])} of {size(row['total'])}{speed}" if row["total"] > 10**6 else ""

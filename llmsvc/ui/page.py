@@ -135,15 +135,18 @@ class Page:
         # "multiple" (in private): one request that never comes back, from a lost network, must not make the page deaf.
         gr.Timer(1.0).tick(self.on_tick, [on.saved, on.go], [on.news], queue=False, **private)
         on.news.change(self.on_news, [on.saved, on.query], **quick)
+        on.settings_tab.select(self.on_settings_shown, None, [on.whose], queue=False, **private)
         own, defaults = ([knobs[name] for name in KNOBS] for knobs in (on.own, on.defaults))
         parts = [on.only_admin, on.no_loading, on.load_buttons, on.remote, on.keys.box]
         demo.load(self.on_defaults_shown, None, [*defaults, *parts], **private)
         on.saved.change(self.on_own_shown, [on.saved], [*own, on.links], **private)
         on.reset.click(self.on_reset, [on.saved], own, **private)
+        on.whose.change(self.on_whose, [on.whose], [*defaults, on.common], **private)
+        on.common.click(self.on_common, [on.whose], [*defaults, on.common], **private)
         for name in KNOBS:
             default, mine = on.defaults[name], on.own[name]
             for knob, save, given in (
-                (default, self._default_saver(name), [default]),
+                (default, self._default_saver(name), [on.whose, default]),
                 (mine, self._own_saver(name), [on.saved, mine]),
             ):
                 changed = [knob.blur, knob.submit] if isinstance(knob, gr.Textbox) else [knob.release]
@@ -399,6 +402,22 @@ class Page:
         shows = (not admin, not admin, admin, admin, Keys.may(request))
         return *knobs, *(gr.update(visible=shown) for shown in shows)
 
+    async def on_settings_shown(self) -> Any:
+        listed = await asyncio.to_thread(self._service.catalogue.list)
+        return gr.update(choices=[("Every model", ""), *(row["id"] for row in listed)])
+
+    async def on_whose(self, model_id: str, request: gr.Request) -> tuple[Any, ...]:
+        """The defaults of every model, or of one."""
+        shown = gr.update(visible=bool(model_id) and caller_of(request).admin)
+        return *_knob_values(self._service.turns.settings(model_id or "")), shown
+
+    async def on_common(self, model_id: str, request: gr.Request) -> tuple[Any, ...]:
+        """Take back what one model has of its own."""
+        with shown_errors():
+            admin_only(request)
+            self._service.turns.set_settings(dict.fromkeys(KNOBS), model_id)
+        return await self.on_whose(model_id, request)
+
     async def on_own_shown(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
         owner, turns = owner_of(request), self._service.turns
         here = self._here(owner, str(saved or ""))
@@ -413,10 +432,13 @@ class Page:
         return _knob_values(turns.settings())
 
     def _default_saver(self, name: str) -> Callable[..., Any]:
-        async def save(value: Any, request: gr.Request) -> None:
+        async def save(model_id: str, value: Any, request: gr.Request) -> None:
+            turns = self._service.turns
             with shown_errors():
                 admin_only(request)
-                self._service.turns.set_settings({name: _typed_in(name, value)})
+                given = _typed_in(name, value)
+                if turns.settings(model_id or "")[name] != given:
+                    turns.set_settings({name: given}, model_id or "")
 
         return save
 

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from llmsvc.errors import Conflict, LlmsvcError, NotFound, Unavailable
 from llmsvc.models import pool as pool_module
 from llmsvc.models.catalogue import Catalogue
 from llmsvc.models.pool import Budget, ModelPool
+from llmsvc.models.pooled import PooledModel
 from llmsvc.service import Service
 from llmsvc.settings import Settings
 
@@ -358,3 +360,18 @@ def test_random_requests_under_a_budget_for_two_of_five(
     # Each model may always cache one text of its window, or its chats would begin anew with every message.
     token = service.pool.forecast(five[0])["kv_bytes_per_token"]
     assert max(over) <= 2 * (1024 + 256) * token
+
+
+def test_a_download_tells_how_fast_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("llmsvc.models.pooled.time", SimpleNamespace(monotonic=lambda: now))
+    pooled = PooledModel("a/b", "none", "cpu")
+    told = []
+    for second in range(12):
+        now = 100.0 + second
+        pooled.tell("Downloading a/b", (second if second < 6 else 6) * 3_000_000, 100_000_000)
+        told.append(pooled.row()["bytes_per_second"])
+    assert told[:7] == [0] + [3_000_000] * 6
+    assert told[7:] == [2_400_000, 1_800_000, 1_200_000, 600_000, 0]  # it stands still
+    pooled.tell("Verifying the checksum", 50_000_000, 100_000_000)
+    assert pooled.row()["bytes_per_second"] == 0

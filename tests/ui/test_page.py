@@ -481,6 +481,13 @@ def test_a_second_model_is_forecast_loaded_used_pinned_and_ejected(page: Page, s
 
 
 def test_the_forecast_says_why_a_model_cannot_be_loaded(page: Page, tmp_path: Path) -> None:
+    choose(page, "nobody/no-such-model")
+    page.click("#load-model")
+    card = page.locator("#model-list .card", has_text="no-such-model")
+    expect(card).to_have_class(re.compile("failed"))
+    expect(card.get_by_role("button", name="Use in this chat")).to_have_count(0)
+    card.get_by_role("button", name="Dismiss").click()
+    expect(card).to_have_count(0)
     for given, said in (
         ("nobody/no-such-model", "not on this machine"),
         (str(tmp_path), "no config.json"),
@@ -506,11 +513,37 @@ def test_settings_are_kept(page: Page) -> None:
     page.locator("#tab-settings").get_by_label("System prompt").blur()
 
 
+def test_a_model_has_defaults_of_its_own(page: Page, app) -> None:
+    client, model = Client(app.url, verbose=False), "HuggingFaceTB/SmolLM2-135M-Instruct"
+    page.get_by_role("tab", name="Settings").click()
+    whose, system = page.locator("#whose input"), page.locator("#tab-settings").get_by_label("System prompt")
+
+    def defaults_of(name: str) -> None:
+        whose.click()
+        page.get_by_role("option", name=name).click()
+
+    defaults_of(model)
+    expect(page.locator("#common")).to_be_visible()
+    system.fill("Answer like a pirate.")
+    system.blur()
+    defaults_of("Every model")
+    expect(page.locator("#common")).to_have_count(0)
+    expect(system).to_have_value("")
+    assert client.predict(api_name="/settings_get")["system"] == ""
+    assert client.predict(model, api_name="/settings_get")["system"] == "Answer like a pirate."
+    defaults_of(model)
+    expect(system).to_have_value("Answer like a pirate.")
+    page.screenshot(path=SHOTS / "settings-of-a-model.png")
+    page.click("#common")
+    expect(system).to_have_value("")
+    assert client.predict(model, api_name="/settings_get")["system"] == ""
+
+
 def test_phone_width(browser: Browser, app) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     open_page(page, app.url)
     page.locator("#sidebar .toggle-button").click()
-    page.locator("#sessions li").last.locator(".open").click()
+    page.locator("#sessions li", has_text="France").last.locator(".open").click()
     expect(page.locator("#sidebar.open")).to_have_count(0)  # it makes room for the chat that was chosen
     expect(page.locator("#sessions")).not_to_be_in_viewport()
     expect(page.locator("#scroll .message").first).to_be_visible()
