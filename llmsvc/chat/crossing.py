@@ -11,7 +11,8 @@ from llmsvc.engine import TokenEvent
 
 log = logging.getLogger(__name__)
 
-CROSSING_SECONDS = 0.06
+CROSSING_SECONDS = 0.066
+"""Two tokens of an answer that comes at 30 in a second."""
 
 
 class Crossing:

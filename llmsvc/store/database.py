@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,7 @@ def index_path(data_dir: Path) -> Path:
     return data_dir / "index.json"
 
 
+@lru_cache(4096)
 def session_path(data_dir: Path, session_id: str) -> Path:
     return data_dir / "sessions" / session_id[:2] / f"{session_id}.json"
 

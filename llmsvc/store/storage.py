@@ -55,7 +55,7 @@ class JournalStorage(Storage):
         self._has_journal = False
         self._compact_at = compact_bytes
         self._refuse = ""
-        self._later: list[Operation] = []
+        self._later: dict[tuple[str, str | None], Operation] = {}
         self._puts_off = False
         self._open()
 
@@ -84,12 +84,12 @@ class JournalStorage(Storage):
             if self._puts_off:
                 self._put_off(json.loads(json.dumps(operations)))
                 return
-            record = journal.encode(self.sequence + 1, self._later + operations)
+            record = journal.encode(self.sequence + 1, [*self._later.values(), *operations])
             self._append(record)
             self.sequence += 1
             # From the record, not from the caller: memory then equals the disk, and shares nothing with the caller.
             apply(self._tables, json.loads(record[18:])["o"])
-            self._later = []
+            self._later = {}
             if self._end >= self._compact_at:
                 try:
                     self._compact()
@@ -109,17 +109,18 @@ class JournalStorage(Storage):
                 self._puts_off = False
 
     def _put_off(self, operations: list[Operation]) -> None:
-        again = {tuple(operation[:2]) for operation in operations}
-        self._later = [operation for operation in self._later if tuple(operation[:2]) not in again] + operations
+        for table, id_, document in operations:
+            self._later.pop((table, id_), None)  # so that it stands at the end
+            self._later[table, id_] = (table, id_, document)
         apply(self._tables, operations)
 
     def flush(self) -> None:
         """Put on the medium what was put off."""
         with self.lock:
             if self._later:
-                later, self._later = self._later, []
+                later, self._later = self._later, {}
                 try:
-                    self.commit(later)
+                    self.commit(list(later.values()))
                 except StorageError:
                     self._later = later
                     raise
@@ -262,7 +263,7 @@ class JournalStorage(Storage):
             self._handle = self._disk.open(self._journal_path)
             self._has_journal = True
         self._cut(0)
-        self._end, self._later = 0, []
+        self._end, self._later = 0, {}
         self._compact_at = max(self._floor, len(data))
 
     def _error(self, error: OSError, path: Path, verb: str = "written") -> StorageError:

@@ -28,6 +28,7 @@ from llmsvc.http.routes import make_routes
 from llmsvc.service import Service
 from llmsvc.settings import Settings
 from llmsvc.ui import tools
+from llmsvc.ui.lean import hot_first
 from llmsvc.ui.page import Page
 from llmsvc.ui.shut import shut
 
@@ -121,6 +122,7 @@ def launch(service: Service) -> None:
             "exception_handlers": {RequestValidationError: unreadable},
         },
     )
+    hot_first(demo.app)
     print(f"llmsvc is open on http://{settings.host}:{settings.port}", flush=True)
     if service.accounts.made_password:
         made = service.accounts.made_password

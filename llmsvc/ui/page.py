@@ -192,7 +192,6 @@ class Page:
 
     async def on_load(self, saved: str, request: gr.Request) -> Values:
         """Open the chat that the address names, or that this browser had open."""
-        self._tab(request, str(saved or "")).marked = None
         return self._show(str(saved or ""), request).values()
 
     async def on_submit(self, saved: str, value: dict[str, Any], request: gr.Request) -> Values:
@@ -224,7 +223,7 @@ class Page:
         tab = self._tab(request, saved)
         with _noted() as note:
             self._service.turns.resume(owner_of(request), tab.session_id, version=tab.version)
-        return self._show(tab.session_id, request, *note).values()
+        return self._show(tab.session_id, request, "\n".join(note)).values()
 
     async def on_action(self, saved: str, event: gr.EventData, request: gr.Request) -> Values:
         """A button of a message, of one that waits, or a key."""
@@ -245,7 +244,7 @@ class Page:
             elif action == "send":
                 turns.send_queued(owner, session_id)
             # What is left is "done": the answer that was watched has ended.
-        return self._show(session_id, request, *note).values()
+        return self._show(session_id, request, "\n".join(note), listed=action != "done").values()
 
     async def on_list(self, saved: str, query: str, event: gr.EventData, request: gr.Request) -> Values:
         """Open, rename or delete the chosen chat."""
@@ -322,7 +321,7 @@ class Page:
         tab = self._tab(request, saved)
         tab.limit += chat.WINDOW
         tab.mounted = ()
-        whole = self._opened(owner_of(request), tab)
+        whole = self._opened(owner_of(request), tab, listed=False)
         return View(history=whole.history, recent=whole.recent, earlier=whole.earlier).values()
 
     async def on_search(self, saved: str, query: str, request: gr.Request) -> Values:
@@ -467,16 +466,17 @@ class Page:
         """This tab. One that the server does not know, since it was started again, shows what the page says."""
         return self._tabs.of(request, lambda: self._here(owner_of(request), str(saved or "")))
 
-    def _show(self, session_id: str, request: gr.Request, note: str = "") -> View:
+    def _show(self, session_id: str, request: gr.Request, note: str = "", listed: bool = True) -> View:
         """Open a session in this tab, as a whole if it showed another one, and say what went wrong."""
         owner, tab = owner_of(request), self._tabs.of(request)
         session_id = self._here(owner, session_id)
         if not session_id:
             return self._blank(owner, tab, "", note)
         tab.open(session_id)
-        return self._opened(owner, tab, note)
+        return self._opened(owner, tab, note, listed)
 
-    def _opened(self, owner: str, tab: Tab, note: str = "") -> View:
+    def _opened(self, owner: str, tab: Tab, note: str = "", listed: bool = True) -> View:
+        """The whole chat, and with ``listed`` the list of all, which otherwise comes as news."""
         try:
             session = self._service.sessions.window(owner, tab.session_id, tab.limit)
         except NotFound:  # deleted while it was watched
@@ -487,14 +487,13 @@ class Page:
         tab.turn = turn.id if turn else ""
         tab.told = f"{tab.session_id} {tab.turn} {tab.version}"
         history, recent = self._parts(tab, messages, turn.message_id if turn else "")
-        marked, tab.marked = tab.marked, tab.session_id
         return View(
             saved=tab.session_id,
             history=history,
             recent=recent,
             live=[] if turn is None else None,
             box=_box(running=turn is not None),
-            list=None if marked == tab.session_id else self._list(owner, tab, ""),  # else it comes as news
+            list=self._list(owner, tab, "") if listed else None,
             more=gr.update(visible=turn is None and bool(messages) and can_continue(messages[-1])),
             earlier=gr.update(visible=bool(messages) and messages[0]["depth"] > 1),
             waiting=self._waiting(session),
@@ -516,7 +515,6 @@ class Page:
     def _blank(self, owner: str, tab: Tab, query: str, note: str = "") -> View:
         """A chat that is still to begin."""
         tab.open("")
-        tab.marked = ""
         tab.version, tab.last_asked, tab.turn, tab.told = 0, "", "", ""
         return View(
             saved="",

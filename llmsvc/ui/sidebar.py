@@ -1,6 +1,7 @@
 """The list of sessions, as HTML: one component instead of four buttons per chat."""
 
 from datetime import datetime, time, timedelta
+from functools import lru_cache
 from html import escape
 from itertools import groupby
 from math import inf
@@ -13,9 +14,14 @@ MOST = 200
 """Chats shown at once; older ones are found by searching."""
 
 JS = """
+// The list may be drawn anew between the press and the release, and then the click hits no row.
+let pressed = null;
+element.addEventListener('pointerdown', (e) => { pressed = e.target; });
 element.addEventListener('click', (e) => {
-  const row = e.target.closest('[data-id]'); if (!row) return;
-  const act = e.target.closest('[data-act]')?.dataset.act ?? 'open';
+  const hit = e.target.closest('[data-id]') ? e.target : pressed, row = hit?.closest('[data-id]');
+  pressed = null;
+  if (!row) return;
+  const act = hit.closest('[data-act]')?.dataset.act ?? 'open';
   if (act === 'rename') return edit(row);
   if (!e.target.closest('input')) trigger('select', {action: act, id: row.dataset.id});
 });
@@ -44,20 +50,21 @@ def session_list(rows: list[dict[str, Any]], current: str, running: set[str], qu
     ages = _ages()
     for group, members in groupby(rows, lambda r: next(name for since, name in ages if r["updated_at"] >= since)):
         parts.append(f"<h3>{group}</h3><ul>")
-        parts += [_item(row, row["id"] == current, row["id"] in running) for row in members]
+        parts += [_item(row["id"], row["title"], row["id"] == current, row["id"] in running) for row in members]
         parts.append("</ul>")
     if len(rows) >= MOST:
         parts.append('<p class="empty">Search to find older chats.</p>')
     return f'<nav class="sessions" aria-label="Chats">{"".join(parts)}</nav>'
 
 
-def _item(row: dict[str, Any], open_: bool, running: bool) -> str:
-    title = escape(row["title"], quote=True)
+@lru_cache(4096)
+def _item(id_: str, title: str, open_: bool, running: bool) -> str:
+    title = escape(title, quote=True)
     dot = '<i class="dot" title="being answered"></i>' if running else ""
     current = ' class="current"' if open_ else ""
     mark = ' aria-current="true"' if open_ else ""
     return (
-        f'<li data-id="{row["id"]}"{current}><button class="open"{mark}>'
+        f'<li data-id="{id_}"{current}><button class="open"{mark}>'
         f'<span class="name" title="{title}">{title}</span>'
         f"{dot}</button>"
         f'<button class="act" data-act="rename" aria-label="Rename {title}" title="Rename">{_PENCIL}</button>'

@@ -24,8 +24,6 @@ class Tab:
     """The messages in the long part of the conversation."""
     files: tuple[str, int] = ("", -1)
     """The session whose files are shown, and their version."""
-    marked: str | None = None
-    """The session that is marked in the list of chats."""
     editing: tuple[str, str] = ("", "")
     """"message" or "queued", and its id, while the composer holds a message that is being changed."""
     last_asked: str = ""
