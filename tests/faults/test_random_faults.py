@@ -146,7 +146,10 @@ class Trial:
 
     def reload(self, session: str, watcher: Watcher, job) -> None:
         self.page.reload()
-        self.page.wait_for_function("window.liveAt || document.querySelector('#recent .usage, #history .usage')")
+        self.page.wait_for_function(
+            "performance.getEntriesByType('paint').length"
+            " && (window.liveAt || document.querySelector('#recent .usage, #history .usage'))"
+        )
         if not watcher.ended:
             first, live = self.page.evaluate("[performance.getEntriesByType('paint')[0].startTime, window.liveAt]")
             if live:
