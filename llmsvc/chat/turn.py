@@ -54,7 +54,6 @@ class Turn:
         self.tokens_before = 0
         self.state = "queued"
         self.outcome = ""
-        self.finished = False
         self.note = ""
         self.error: LlmsvcError | None = None
         self.usage: Row = {}
@@ -74,8 +73,13 @@ class Turn:
         turn.text, turn.state, turn.usage, turn.context = row["content"], row["state"], row["usage"], row["context"]
         turn.sources = row["sources"]
         turn.error = LlmsvcError(row["error"]) if row["error"] else None
-        turn.outcome, turn.finished = row["state"], True
+        turn.outcome = row["state"]
+        turn._announced.set()
         return turn
+
+    @property
+    def finished(self) -> bool:
+        return self._announced.is_set()
 
     def status(self) -> Row:
         """The ``status`` of the contract's stream."""
@@ -115,7 +119,7 @@ class Turn:
 
     def finish(self) -> None:
         """Announce the end, which is on the disk by now."""
-        self.state, self.finished = self.outcome, True
+        self.state = self.outcome
         self._announced.set()
         self.changed()
 

@@ -295,7 +295,8 @@ class ModelPool:
     def _comeback(self, pooled: PooledModel) -> None:
         """Bring a parked model back: at once where there is room."""
         self._renew(pooled)
-        pooled.state, pooled.stage, pooled.done, pooled.total = "loading", "Waiting for memory", 0, 0
+        pooled.state = "loading"
+        pooled.tell("Waiting for memory", 0, 0)
         if not self._arriving and self._used() + pooled.bytes <= self._limit("memory"):
             self._arrive(pooled)
         else:
@@ -390,7 +391,7 @@ class ModelPool:
             try:
                 while (gone := self._took_room(pooled, needed, since)) is None:
                     if pooled.stage != "Waiting for memory":
-                        pooled.stage, pooled.done, pooled.total = "Waiting for memory", 0, 0
+                        pooled.tell("Waiting for memory", 0, 0)
                         self._tell(pooled)
                     self._changed.wait(0.2)
                     self._check(pooled)

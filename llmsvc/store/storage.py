@@ -79,23 +79,11 @@ class JournalStorage(Storage):
         if not operations:
             return
         with self.lock:
-            if self._refuse:
-                raise StorageError(self._refuse)
+            self._check_open()
             if self._puts_off:
                 self._put_off(json.loads(json.dumps(operations)))
-                return
-            record = journal.encode(self.sequence + 1, [*self._later.values(), *operations])
-            self._append(record)
-            self.sequence += 1
-            # From the record, not from the caller: memory then equals the disk, and shares nothing with the caller.
-            apply(self._tables, json.loads(record[18:])["o"])
-            self._later = {}
-            if self._end >= self._compact_at:
-                try:
-                    self._compact()
-                except OSError as error:  # nothing is lost: the journal has it
-                    log.warning("%s: compaction put off (%s)", self.path, error.strerror)
-                    self._compact_at = 2 * self._end
+            else:
+                self._write(operations)
 
     @contextmanager
     def putting_off(self) -> Iterator[None]:
@@ -108,6 +96,25 @@ class JournalStorage(Storage):
             finally:
                 self._puts_off = False
 
+    def _check_open(self) -> None:
+        if self._refuse:
+            raise StorageError(self._refuse)
+
+    def _write(self, operations: list[Operation]) -> None:
+        """What was put off, and these."""
+        record = journal.encode(self.sequence + 1, [*self._later.values(), *operations])
+        self._append(record)
+        self.sequence += 1
+        # From the record, not from the caller: memory then equals the disk, and shares nothing with the caller.
+        apply(self._tables, json.loads(record[18:])["o"])
+        self._later = {}
+        if self._end >= self._compact_at:
+            try:
+                self._compact()
+            except OSError as error:  # nothing is lost: the journal has it
+                log.warning("%s: compaction put off (%s)", self.path, error.strerror)
+                self._compact_at = 2 * self._end
+
     def _put_off(self, operations: list[Operation]) -> None:
         for table, id_, document in operations:
             self._later.pop((table, id_), None)  # so that it stands at the end
@@ -118,12 +125,8 @@ class JournalStorage(Storage):
         """Put on the medium what was put off."""
         with self.lock:
             if self._later:
-                later, self._later = self._later, {}
-                try:
-                    self.commit(list(later.values()))
-                except StorageError:
-                    self._later = later
-                    raise
+                self._check_open()
+                self._write([])
 
     def close(self) -> None:
         """Fold the journal into the snapshot and remove it. The journal keeps everything if that fails."""
