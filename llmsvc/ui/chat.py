@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-WINDOW = 40
-"""Messages mounted at once: the browser's cost grows with each one."""
+WINDOW = 24
+"""Messages mounted at once: the browser's cost grows with each one, and they are sent again when ``RECENT`` is full."""
 
 RECENT = 12
 """Of them, at most so many stand in a part of their own, so that the others need not be sent again at each turn."""

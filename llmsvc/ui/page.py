@@ -319,7 +319,7 @@ class Page:
 
     async def on_earlier(self, saved: str, request: gr.Request) -> Values:
         tab = self._tab(request, saved)
-        tab.limit += chat.WINDOW
+        tab.limit *= 2
         tab.mounted = ()
         whole = self._opened(owner_of(request), tab, listed=False)
         return View(history=whole.history, recent=whole.recent, earlier=whole.earlier).values()

@@ -22,21 +22,27 @@ element.addEventListener('click', (e) => {
   pressed = null;
   if (!row) return;
   const act = hit.closest('[data-act]')?.dataset.act ?? 'open';
-  if (act === 'rename') return edit(row);
+  if (act === 'rename') return edit(row.dataset.id);
   if (!e.target.closest('input')) trigger('select', {action: act, id: row.dataset.id});
 });
-function edit(row) {
-  const name = row.querySelector('.name'), box = document.createElement('input');
-  box.value = name.title; box.setAttribute('aria-label', 'Name of this chat'); name.replaceWith(box);
+function edit(id) {
+  const box = document.createElement('input'), title = place()?.title;
+  if (title === undefined) return;
+  function place() { return element.querySelector(`[data-id="${id}"] .name`); }
+  function put() { place()?.replaceWith(box); box.focus(); }
   let over = false;
+  const watch = new MutationObserver(() => { if (!box.isConnected) put(); });  // the list was drawn anew
   const end = (save) => {
-    if (over) return; over = true; box.replaceWith(name);
-    if (save && box.value.trim() && box.value !== name.title)
-      trigger('select', {action: 'rename', id: row.dataset.id, title: box.value});
+    if (over) return;
+    over = true; watch.disconnect();
+    const name = document.createElement('span');
+    name.className = 'name'; name.textContent = name.title = title; box.replaceWith(name);
+    if (save && box.value.trim() && box.value !== title) trigger('select', {action: 'rename', id, title: box.value});
   };
+  box.value = title; box.setAttribute('aria-label', 'Name of this chat');
   box.addEventListener('keydown', (e) => { if (e.key === 'Enter') end(true); if (e.key === 'Escape') end(false); });
-  box.addEventListener('blur', () => end(true));
-  box.focus(); box.select();
+  box.addEventListener('blur', () => setTimeout(() => { if (document.activeElement !== box) end(true); }));
+  put(); box.select(); watch.observe(element, {childList: true, subtree: true});
 }
 """
 

@@ -101,6 +101,26 @@ def test_ask_reload_rename_delete_undo(page: Page, app) -> None:
     expect(current.locator(".name")).to_have_text("Paris")
 
 
+def test_a_name_that_is_being_typed_survives_news_in_the_list(page: Page, app) -> None:
+    script, row = Client(app.url, verbose=False), {"role": "user", "content": "Hello."}
+    made = script.predict(json.dumps({"title": "Before", "messages": [row]}), api_name="/session_import")
+    open_page(page, f"{app.url}/#{made['id']}")
+    page.reload()
+    current = page.locator("#sessions .current")
+    expect(current.locator(".name")).to_have_text("Before")
+    current.hover()
+    current.locator("[data-act=rename]").click()
+    page.keyboard.type("New na")
+    script.predict(json.dumps({"title": "Newcomer", "messages": [row]}), api_name="/session_import")
+    expect(page.locator("#sessions")).to_contain_text("Newcomer")
+    page.keyboard.type("me")
+    expect(current.get_by_label("Name of this chat")).to_have_value("New name")
+    page.keyboard.press("Enter")
+    expect(current.locator(".name")).to_have_text("New name")
+    page.reload()
+    expect(current.locator(".name")).to_have_text("New name")
+
+
 def test_tokens_arrive_before_the_answer_is_complete(page: Page, app) -> None:
     longest(app, ENDLESS)
     page.click("#new-chat")
@@ -335,10 +355,9 @@ def test_earlier_messages_are_shown_on_demand(page: Page, app) -> None:
     made = Client(app.url, verbose=False).predict(json.dumps({"messages": rows}), api_name="/session_import")
     open_page(page, f"{app.url}/#{made['id']}")
     page.reload()
-    expect(page.locator("#scroll .message-row")).to_have_count(40)
-    page.click("#earlier")
-    expect(page.locator("#scroll .message-row")).to_have_count(80)
-    page.click("#earlier")
+    for shown in (24, 48, 96):
+        expect(page.locator("#scroll .message-row")).to_have_count(shown)
+        page.click("#earlier")
     expect(page.locator("#scroll .message-row")).to_have_count(100)
     expect(page.locator("#earlier")).not_to_be_visible()
 
