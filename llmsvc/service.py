@@ -42,6 +42,7 @@ class Service:
             compiled,
             settings.full_weights,
             Budget(settings.memory, settings.parked_memory, 60 * settings.idle_minutes),
+            lambda model: self.turns.loading(model),
         )
         self.servers = Servers(self.database.index("remotes"), self.pool, settings.remote)
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))

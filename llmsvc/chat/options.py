@@ -21,6 +21,10 @@ DEFAULTS: Row = {
     "system": "",
 }
 
+LOADING: Row = {"context": 0, "keep_alive": 0.0}
+"""How a model is loaded. ``context``: tokens that it reads at most, 0 for as many as it was made for; ``keep_alive``:
+minutes without use after which it is unloaded, 0 for those of the service, below 0 for never."""
+
 MOST_STOPS = 64
 """Each is looked for in each piece of an answer."""
 
@@ -32,16 +36,18 @@ _LIMITS = {
     "repetition_penalty": (0.1, 10.0),
     "max_tokens": (1, 1_000_000),
 }
+_LOADING_LIMITS = {"context": (0, 100_000_000), "keep_alive": (-1.0, 1e6)}
 
 
-def checked(values: Row) -> Row:
+def checked(values: Row, known: Row = DEFAULTS) -> Row:
     """Some of the options, each with the right type. Raises BadRequest with the bounds, or for an unknown name."""
-    if unknown := set(values) - set(DEFAULTS):
-        raise BadRequest(f"Unknown setting: {', '.join(sorted(unknown))}. Known: {', '.join(DEFAULTS)}.")
+    if unknown := set(values) - set(known):
+        raise BadRequest(f"Unknown setting: {', '.join(sorted(unknown))}. Known: {', '.join(known)}.")
     found: Row = {}
+    limits = {**_LIMITS, **_LOADING_LIMITS}
     for name, value in values.items():
-        if name in _LIMITS:
-            low, high = _LIMITS[name]
+        if name in limits:
+            low, high = limits[name]
             try:
                 found[name] = number = type(low)(value)
             except (TypeError, ValueError, OverflowError):
@@ -71,12 +77,12 @@ def _text(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict) else str(value or "")
 
 
-def merged(*layers: Row) -> Row:
+def merged(*layers: Row, known: Row = DEFAULTS) -> Row:
     """All options: the defaults, then each layer over those before it. Raises BadRequest."""
-    whole: dict[str, Any] = dict(DEFAULTS)
+    whole: dict[str, Any] = dict(known)
     for layer in layers:
-        whole |= layer
-    return checked(whole)
+        whole |= {name: value for name, value in layer.items() if name in known}
+    return checked(whole, known)
 
 
 def sampling(options: Row) -> SamplingParams:

@@ -71,18 +71,22 @@ class Turns:
 
     def settings(self, model: str = "") -> Row:
         """Every option, as it is for ``model`` when nobody says otherwise."""
-        return options.merged(*self._layers(model))
+        return {**options.merged(*self._layers(model)), **self.loading(model)}
+
+    def loading(self, model: str = "") -> Row:
+        """How ``model`` is loaded: ``options.LOADING``."""
+        return options.merged(*self._layers(model), known=options.LOADING)
 
     def set_settings(self, values: Row, model: str = "") -> Row:
         """Change defaults, of all models or of one; None takes one back. Raises BadRequest."""
         key = f"sampling:{self._pool.catalogue.entry(model).id}" if model else "sampling"
-        self._db.set_setting(key, _changed(self._db.setting(key), values))
+        self._db.set_setting(key, _changed(self._db.setting(key), values, {**options.DEFAULTS, **options.LOADING}))
         return self.settings(model)
 
     def set_session_settings(self, owner: str, session_id: str, values: Row) -> Row:
         """Change options of one session; None takes one back to the default. Raises BadRequest, NotFound."""
         session = self._sessions.row(owner, session_id)
-        self._sessions.set_settings(owner, session_id, _changed(session["settings"], values))
+        self._sessions.set_settings(owner, session_id, _changed(session["settings"], values, options.DEFAULTS))
         return self.session_settings(owner, session_id)
 
     def session_settings(self, owner: str, session_id: str) -> Row:
@@ -565,7 +569,7 @@ def _asks(message: Row) -> bool:
     return bool(message["role"] == "user")
 
 
-def _changed(settings: Row, values: Row) -> Row:
+def _changed(settings: Row, values: Row, known: Row) -> Row:
     """Settings with some of them changed, and those gone whose new value is None. Raises BadRequest."""
-    changed = options.checked({k: v for k, v in values.items() if v is not None})
+    changed = options.checked({k: v for k, v in values.items() if v is not None}, known)
     return {**{k: v for k, v in settings.items() if k not in values}, **changed}

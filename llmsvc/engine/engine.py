@@ -5,6 +5,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from llmsvc.engine.kv_cache import kv_shape
 from llmsvc.engine.lookup import Lookup
 from llmsvc.engine.paged_attention import PAGE
 from llmsvc.engine.paged_runner import PagedRunner, can_follow
+from llmsvc.engine.parking import HostCopy, held_tensors
 from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from llmsvc.engine.runner import Runner
 from llmsvc.engine.sampling import make_dice, penalized, sample
@@ -82,6 +84,7 @@ class Engine:
         """Chosen tokens whose text is to be delivered: how many there were with it, and why it is the last."""
         self._max_waiting = max_waiting
         self._followed = threading.Event()
+        self._parked: HostCopy | None = None
         if compiled and paged:
             keep_kernels(compiled)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -146,6 +149,25 @@ class Engine:
         """Whether everything that can be compiled is."""
         return self._warmup is None or self._warmup.over
 
+    @property
+    def moves(self) -> bool:
+        """Whether ``park`` frees the device's memory; what is on the host stays where it is."""
+        return isinstance(self._runner, PagedRunner) and self.warm
+
+    def park(self) -> None:
+        """Keep weights and KV cache in host memory until ``unpark``. Nobody may ask meanwhile.
+
+        Raises what ``HostCopy`` raises, and Unavailable when the engine is closing.
+        """
+        if self.moves:
+            self._ask(self._leave)
+
+    def unpark(self) -> None:
+        """Be as before. Raises torch.OutOfMemoryError, and is of no use then; and as ``park``."""
+        if self._parked is not None:
+            self._ask(self._parked.back)
+            self._parked = None
+
     def close(self) -> None:
         """Cancel everything, end the threads and drop the KV cache."""
         with self._wake:
@@ -156,11 +178,34 @@ class Engine:
         if self._warmup is not None:  # not before: it frees the steps that the thread may be taking
             self._warmup.close()
         self._runner.reset()
+        if self._parked is not None:
+            self._parked.drop()
 
     def _put(self, action: Callable[[], None]) -> None:
         with self._wake:
             self._inbox.append(action)
             self._wake.notify()
+
+    def _ask(self, action: Callable[[], None]) -> None:
+        """Have the engine's thread do something between two steps, and wait for it."""
+        done: Future[None] = Future()
+
+        def act() -> None:
+            try:
+                action()
+                done.set_result(None)
+            except Exception as error:
+                done.set_exception(error)
+
+        with self._wake:
+            if self._closing:
+                raise Unavailable("This model is being unloaded.")
+            self._put(act)
+        done.result()
+
+    def _leave(self) -> None:
+        assert isinstance(self._runner, PagedRunner)
+        self._parked = HostCopy([*held_tensors(self._model), *self._runner.at_rest()])
 
     def _use(self, steps: dict[str, CompiledStep]) -> None:
         self._put(lambda: setattr(self._runner, "compiled", steps))

@@ -84,6 +84,11 @@ class PagedRunner:
         """Make the first ``tokens`` of ``slot`` what they are in ``source``. It is copied when one is written."""
         self._table.share(source, slot, tokens)
 
+    def at_rest(self) -> list[torch.Tensor]:
+        """The tensors that hold the cache, which may be moved to elsewhere and back before the next pass."""
+        self._forget_passes()  # they know where the pages lay
+        return [tensor for layer in self._cache.used() for tensor in (layer.keys, layer.values)]
+
     def plain(self) -> None:
         """Take no recorded pass any more."""
         self.recording = False

@@ -22,6 +22,14 @@ class Wheel:
     """Size of the whole wheel, for the progress bar."""
 
 
+HUB_FILES = {
+    "allow_patterns": ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"],
+    "ignore_patterns": ["*/*.safetensors", "consolidated*.safetensors"],  # the same weights in other layouts
+}
+"""What is taken of a model on the hub."""
+
+_PAGES = "https://huggingface.co/"
+
 REMOTE = "remote:"
 """Begins the ids of models that other servers have."""
 
@@ -70,6 +78,8 @@ class Catalogue:
 
         Raises BadRequest for what is no model id, NotFound for a path that does not exist.
         """
+        if model_id.startswith(_PAGES):  # copied from a browser
+            model_id = model_id.removeprefix(_PAGES).strip("/")
         if known := self._known.get(model_id):
             return known
         if model_id.startswith(REMOTE) and model_id.isprintable():
@@ -120,8 +130,8 @@ class Catalogue:
         """
         kept = self.folder(entry.id) if not Path(entry.id).is_dir() else Path()
         folders = [kept] if (kept / "config.json").is_file() and kept != Path() else []
-        if not entry.id.startswith("/") and hub_cache_folder(entry.id):
-            folders.append(_hub_root(entry.id))
+        if not entry.id.startswith("/") and hub_root(entry.id).is_dir():  # be it a half of it
+            folders.append(hub_root(entry.id))
         if not folders and entry.id.startswith("/"):
             raise BadRequest(f"{entry.id} was not downloaded by llmsvc. Delete it by hand if you want to.")
         if not folders:
@@ -181,16 +191,21 @@ def context_of(folder: Path) -> int:
 
 def hub_cache_folder(model_id: str) -> Path | None:
     """A complete snapshot in the Hugging Face cache, or None."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     found = try_to_load_from_cache(model_id, "config.json")
     if not isinstance(found, str):
         return None
-    folder = Path(found).parent
+    try:  # which knows what belongs to it, so that one that was interrupted is gone on with
+        folder = Path(snapshot_download(model_id, **HUB_FILES, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
     return folder if any(folder.glob("*.safetensors")) else None
 
 
-def _hub_root(model_id: str) -> Path:
+def hub_root(model_id: str) -> Path:
+    """Where the Hugging Face cache keeps a model, if it has it."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.file_download import repo_folder_name
 

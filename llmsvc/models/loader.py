@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llmsvc.errors import BadRequest, Unavailable
-from llmsvc.models.download import Cancelled, Progress
 from llmsvc.models.forecast import forecast, plan
 from llmsvc.models.headers import read
+from llmsvc.models.progress import Cancelled, Progress
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n\\n' }}{% endfor %}"
@@ -55,11 +55,18 @@ def check_folder(folder: Path) -> None:
 
 
 def load(
-    folder: Path, device: str, quantization: str, progress: Progress, *, full_weights: bool = False
+    folder: Path,
+    device: str,
+    quantization: str,
+    progress: Progress,
+    *,
+    full_weights: bool = False,
+    context: int = 0,
 ) -> LoadedModel:
     """Load weights on ``device`` ("auto", "cpu", "cuda", "cuda:1").
 
-    ``full_weights``: round none without being asked to. Raises BadRequest for a folder or an argument that can never
+    ``full_weights``: round none without being asked to. ``context``: tokens that it is to read at most; 0 for as many
+    as it was made for. Raises BadRequest for a folder or an argument that can never
     work, Unavailable when loading failed.
     """
     check_folder(folder)
@@ -112,7 +119,7 @@ def load(
         tokenizer=tokenizer,
         device=target,
         dtype=unquantized if quantization == "none" else quantization,
-        window=expected.window,
+        window=min(expected.window, context or expected.window),
         memory_bytes=held_bytes(model),
         plain_template=plain,
     )
@@ -143,12 +150,9 @@ def _told(items: list[Any], tell: Callable[[float], None]) -> Iterator[Any]:
 
 def held_bytes(model: Any) -> int:
     """Bytes of a model's tensors, with the scales that bitsandbytes keeps beside its weights."""
-    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
-    for parameter in model.parameters():
-        state, scales = getattr(parameter, "quant_state", None), getattr(parameter, "SCB", None)
-        beside = [scales] if state is None else [state.absmax, state.code]
-        held |= {tensor.data_ptr(): tensor.nbytes for tensor in beside if tensor is not None}
-    return sum(held.values())
+    from llmsvc.engine.parking import held_tensors
+
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in held_tensors(model)}.values())
 
 
 def pick_device(wanted: str) -> str:

@@ -9,17 +9,20 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, Unavailable
-from llmsvc.models import memory
+from llmsvc.models import hub, memory
 from llmsvc.models.catalogue import REMOTE, Catalogue
-from llmsvc.models.download import Cancelled, fetch, hub_contents
+from llmsvc.models.download import fetch
 from llmsvc.models.forecast import ModelForecast, forecast, plan
 from llmsvc.models.headers import Contents, read
 from llmsvc.models.loader import check_folder, guess_device, load
 from llmsvc.models.pooled import PooledModel
+from llmsvc.models.progress import Cancelled
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +58,17 @@ class ModelPool:
         compiled: Path | None = None,
         full_weights: bool = False,
         budget: Budget | None = None,
+        habits: Callable[[str], dict[str, Any]] = lambda _: {},
     ) -> None:
-        """``compiled``: where compiled steps of models are kept; None to compile none."""
+        """``compiled``: where compiled steps of models are kept; None to compile none.
+
+        ``habits``: for a model's id, ``context`` (tokens that it reads at most) and ``keep_alive`` (minutes without use
+        after which it goes, below 0 for never); 0 or nothing for what holds for all.
+        """
         memory.one_heap()
         self.catalogue = catalogue
         self._device, self._compiled, self._full_weights = device, compiled, full_weights
-        self._budget = budget or Budget()
+        self._budget, self._habits = budget or Budget(), habits
         self._limits: dict[tuple[str, str], int] = {}
         self._models: dict[str, PooledModel] = {}
         self._arriving: builtins.list[PooledModel] = []
@@ -108,7 +116,7 @@ class ModelPool:
         path = self.catalogue.described(entry)
         if path is not None and path.is_dir():
             check_folder(path)
-        expected = self._expected(read(path) if path else hub_contents(entry), self._device, quantization, context)
+        expected = self._expected(read(path) if path else hub.contents(entry), self._device, quantization, context)
         with self._changed:
             there = self._models.get(entry.id)
             own = there.bytes if there and there.state == "ready" else 0
@@ -116,6 +124,11 @@ class ModelPool:
             evicts = self._victims(expected.peak_bytes - free, keep=entry.id)
         fits = evicts is not None
         return {**expected.row(), "free_bytes": max(free, 0), "fits": fits, "evicts": [p.id for p in evicts or ()]}
+
+    def search(self, query: str) -> builtins.list[dict[str, Any]]:
+        """What the hub finds: the rows of ``hub.search``, and whether each is on this machine. Raises Unavailable."""
+        found = hub.search(query)
+        return [{**row, "local": self.catalogue.local(self.catalogue.entry(row["id"])) is not None} for row in found]
 
     # Coming
 
@@ -242,17 +255,18 @@ class ModelPool:
 
     def tidy(self) -> None:
         """Unload what nobody used for long, and park what has outgrown the memory. Call about once a minute."""
-        now, idle = time.monotonic(), self._budget.idle_seconds
+        now = time.monotonic()
         with self._changed:
-            old = [
-                p for p in self._models.values() if (p.idle or p.state == "parked") and idle and now - p.used_at > idle
-            ]
+            resting = [p for p in self._models.values() if p.idle or p.state == "parked"]
+            old = [p for p in resting if now - p.used_at > self._kept_seconds(p.id)]
             for pooled in old:
                 del self._models[pooled.id]
             over = self._used() - self._limit("memory")
-            gone = [*old, *self._park(self._victims(over) or [])] if over > 0 else old
-        for pooled in gone:
+            to_do = self._park(self._victims(over) or []) if over > 0 else []
+        for pooled in old:
             self._release(pooled)
+        for act in to_do:
+            act()
 
     def close(self) -> None:
         """Unload everything."""
@@ -279,6 +293,11 @@ class ModelPool:
             raise BadRequest(f"{model_id} is on another server, and nothing of it is here. Remove that server instead.")
         return pooled
 
+    def _kept_seconds(self, model_id: str) -> float:
+        """How long a model may be unused."""
+        own = 60 * self._habits(model_id).get("keep_alive", 0)
+        return inf if own < 0 else own or self._budget.idle_seconds or inf
+
     def _differs(self, pooled: PooledModel, quantization: str, device: str) -> bool:
         wanted = device and guess_device(device)
         is_ = pooled.loaded.device if pooled.loaded else guess_device(pooled.device)
@@ -297,7 +316,8 @@ class ModelPool:
         self._renew(pooled)
         pooled.state = "loading"
         pooled.tell("Waiting for memory", 0, 0)
-        if not self._arriving and self._used() + pooled.bytes <= self._limit("memory"):
+        on_host = not pooled.engine.moves
+        if on_host and not self._arriving and self._used() + pooled.bytes <= self._limit("memory"):
             self._arrive(pooled)
         else:
             self._start(pooled)
@@ -322,6 +342,8 @@ class ModelPool:
                 self._load(pooled)
             else:
                 self._make_room(pooled, 0)
+                with pooled.moving:
+                    pooled.engine.unpark()
                 with self._changed:
                     self._check(pooled)
                     self._arrive(pooled)
@@ -355,10 +377,13 @@ class ModelPool:
         progress("Starting torch and transformers", 0, 0)
         from llmsvc.engine import Engine  # torch comes with it, so not before the page is open
 
+        context = self._habits(pooled.id).get("context", 0)
         check_folder(folder)
         expected = self._expected(read(folder), pooled.device, pooled.quantization)
         self._make_room(pooled, expected.peak_bytes)
-        loaded = load(folder, pooled.device, pooled.quantization, progress, full_weights=self._full_weights)
+        loaded = load(
+            folder, pooled.device, pooled.quantization, progress, full_weights=self._full_weights, context=context
+        )
         room = self._limit("memory") - self._used() + pooled.reserved - loaded.memory_bytes
         with self._changed:  # an unload that came meanwhile wins
             self._check(pooled)
@@ -389,7 +414,7 @@ class ModelPool:
         with self._changed:
             self._arriving.append(pooled)
             try:
-                while (gone := self._took_room(pooled, needed, since)) is None:
+                while (to_do := self._took_room(pooled, needed, since)) is None:
                     if pooled.stage != "Waiting for memory":
                         pooled.tell("Waiting for memory", 0, 0)
                         self._tell(pooled)
@@ -400,11 +425,11 @@ class ModelPool:
                 if not self._arriving:
                     self._stay()
                 self._changed.notify_all()
-        for dropped in gone:
-            self._release(dropped)
+        for act in to_do:
+            act()
 
-    def _took_room(self, pooled: PooledModel, needed: int, since: float) -> builtins.list[PooledModel] | None:
-        """None while there is no room; else it is reserved, and what had to go for it is to be released."""
+    def _took_room(self, pooled: PooledModel, needed: int, since: float) -> builtins.list[Callable[[], None]] | None:
+        """None while there is no room; else it is reserved, and there when what is returned was done, unlocked."""
         needed, limit = max(needed, pooled.bytes), self._limit("memory")
         pinned = sum(p.bytes for p in self._models.values() if p.pinned and p is not pooled and p.state == "ready")
         if needed > limit - pinned:
@@ -422,7 +447,7 @@ class ModelPool:
                 self._send_away(others + needed - limit)
             return None
         pooled.reserved = needed
-        return self._park(victims) + self._free_host(pooled, needed)
+        return [*self._park(victims), *(partial(self._release, p) for p in self._free_host(pooled, needed))]
 
     def _victims(self, missing: int, keep: str = "") -> builtins.list[PooledModel] | None:
         """The idle models that have to go for ``missing`` bytes, or None when that is not enough."""
@@ -455,23 +480,44 @@ class ModelPool:
                 pooled.leaving = False
                 pooled.ready.set_result(pooled)
 
-    def _park(self, models: builtins.list[PooledModel]) -> builtins.list[PooledModel]:
-        """Park what stays on the host. Gives what is to be released: that on a GPU, and what was parked for longest."""
-        gone = []
+    def _park(self, models: builtins.list[PooledModel]) -> builtins.list[Callable[[], None]]:
+        """Park models while the host has room for those that are.
+
+        Gives what is to be done without the lock before their memory is free.
+        """
+        gone, moved = [], []
         for pooled in models:
             waited_for = pooled.waiters > 0
             pooled.leaving, pooled.state = False, "parked"
             self._tell(pooled)
-            if pooled.loaded and pooled.loaded.device != "cpu":
+            if pooled.engine.moves:
+                moved.append(pooled)
+            elif pooled.loaded and pooled.loaded.device != "cpu":  # it is still getting ready
                 gone.append(pooled)
-            elif waited_for:  # by those who came while it was leaving
+            if waited_for and pooled not in gone:  # by those who came while it was leaving
                 self._comeback(pooled)
         parked = [p for p in self._parked() if p not in gone]
         while parked and sum(p.bytes for p in parked) > self._limit("parked"):
             gone.append(parked.pop(0))
         for pooled in gone:
             del self._models[pooled.id]
-        return gone
+        acts = [partial(self._release, pooled) for pooled in gone]
+        return [*acts, *(partial(self._move, pooled) for pooled in moved if pooled not in gone)]
+
+    def _move(self, pooled: PooledModel) -> None:
+        """Bring a parked model to the host, or drop it where that fails."""
+        try:
+            with pooled.moving:
+                with self._changed:
+                    engine = pooled.engine if pooled.aside else None  # it may be wanted again, or gone
+                if engine is not None:
+                    engine.park()
+        except Exception:
+            log.warning("%s is not kept in memory", pooled.id, exc_info=True)
+            with self._changed:
+                if self._models.get(pooled.id) is pooled:
+                    del self._models[pooled.id]
+            self._release(pooled)
 
     def _free_host(self, pooled: PooledModel, needed: int) -> builtins.list[PooledModel]:
         """What was parked for longest goes when the machine itself runs out of memory."""

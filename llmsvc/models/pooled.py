@@ -1,5 +1,6 @@
 """One model of the pool: on its way in, in memory, parked, or failed."""
 
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future
@@ -43,6 +44,8 @@ class PooledModel:
     """It goes as soon as nobody uses it, since another one has waited for long; who wants it now waits."""
     reserved: int = 0
     """Bytes that are kept for it while it loads."""
+    moving: threading.Lock = field(default_factory=threading.Lock)
+    """Held while it goes from a device to the host or back; not taken under the pool's lock."""
     _counted: tuple[float, int, float] = (0.0, 0, 0.0)
     _passed: deque[tuple[float, int]] = field(default_factory=deque)
 

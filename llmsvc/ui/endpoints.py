@@ -285,6 +285,12 @@ def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         with shown_errors():
             return service.catalogue.list()
 
+    def model_search(request: gr.Request, query: str) -> list[dict[str, Any]]:
+        """Models on the Hugging Face hub that can be loaded: id, bytes, parameters, downloads, gated, local."""
+        with shown_errors():
+            admin_only(request)
+            return service.pool.search(query)
+
     def model_list() -> list[dict[str, Any]]:
         """Models that are loaded or being loaded, with state and memory."""
         with shown_errors():
@@ -355,6 +361,6 @@ def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
             admin_only(request)
             return await asyncio.to_thread(service.servers.remove, url)
 
-    made = (model_catalog, model_list, model_forecast, model_load, model_unload, model_pin, model_delete)
+    made = (model_catalog, model_search, model_list, model_forecast, model_load, model_unload, model_pin, model_delete)
     remote = (remote_add, remote_list, remote_remove)
     return {function.__name__: function for function in (*made, *remote)}

@@ -13,6 +13,7 @@ GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
 ONLY_ADMIN = '<p class="hint">Only the admin of this service can change this; each chat has its own, at the right.</p>'
 NO_LOADING = '<p class="hint">Only the admin of this service loads and unloads models. You can use those above.</p>'
 KNOBS = ("system", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
+LOADING = ("context", "keep_alive")
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
@@ -36,7 +37,7 @@ class Layout:
                 self.whose = gr.Dropdown(
                     [("Every model", "")], value="", label="Defaults of", info="A model's own go first", elem_id="whose"
                 )
-                self.defaults = _knobs()
+                self.defaults = {**_knobs(), **_loading()}
                 self.common = gr.Button("Back to those of every model", visible=False, size="sm", elem_id="common")
                 self.keys = keys.Keys(self._service)
         with gr.Sidebar(width=300, elem_id="panel", position="right", open=False):
@@ -125,6 +126,9 @@ class Layout:
         with gr.Row(elem_id="load-buttons") as self.load_buttons:
             self.load = gr.Button("Load", variant="primary", elem_id="load-model", scale=4)
             self.delete = gr.Button("Delete its files", elem_id="delete-model", scale=1)
+        with gr.Accordion("Find a model on Hugging Face", open=False, elem_id="hub") as self.hub:
+            self.wanted = gr.Textbox(label="Search", info="By name or maker; press Enter", max_lines=1)
+            self.found = gr.HTML(elem_id="found", js_on_load=models.JS, apply_default_css=False)
         with gr.Accordion("Remote servers", open=False, elem_id="remote") as self.remote:
             self.servers = gr.HTML(elem_id="servers", js_on_load=models.JS, apply_default_css=False)
             with gr.Row(elem_id="remote-row"):
@@ -133,6 +137,22 @@ class Layout:
                 )
                 self.key = gr.Textbox(label="API key", info="If it wants one", type="password", max_lines=1, scale=2)
             self.add = gr.Button("Add", size="sm", elem_id="add-server")
+
+
+def _loading() -> dict[str, Any]:
+    """One component for each of LOADING."""
+    with gr.Row(elem_id="loading"):
+        return {
+            "context": gr.Number(
+                label="Context",
+                info="Tokens that it reads at most, from its next load on; 0 is all",
+                precision=0,
+                minimum=0,
+            ),
+            "keep_alive": gr.Number(
+                label="Unload after", info="Minutes without use; 0 is as the service was started, -1 never", minimum=-1
+            ),
+        }
 
 
 def _knobs() -> dict[str, Any]:

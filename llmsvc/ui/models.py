@@ -122,6 +122,36 @@ def _server(row: dict[str, Any]) -> str:
     )
 
 
+def found(rows: list[dict[str, Any]]) -> str:
+    """What the hub found."""
+    if not rows:
+        return hint("The hub has no model for text with safetensors weights of that name. Try fewer words.")
+    return f'<div class="models">{"".join(map(_found, rows))}</div>'
+
+
+def _found(row: dict[str, Any]) -> str:
+    name = escape(row["id"], quote=True)
+    facts = [
+        f"{_count(row['parameters'])} parameters" * bool(row["parameters"]),
+        size(row["bytes"]) if row["bytes"] else "",
+    ]
+    facts += [f"{_count(row['downloads'])} downloads", "on this machine" * row["local"]]
+    facts += ["gated: accept its licence there first" * row["gated"]]
+    page = f'<a href="https://huggingface.co/{name}" target="_blank" rel="noopener">About it</a>'
+    return (
+        f'<div class="card"><div><b>{name}</b><p>{escape(" · ".join(filter(None, facts)))}</p></div>'
+        f'<div class="actions">{page}{_button("choose", "Choose", row["id"])}</div></div>'
+    )
+
+
+def _count(number: int) -> str:
+    """Like 135M."""
+    for least, sign in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= least:
+            return f"{number / least:.3g}{sign}"
+    return str(number)
+
+
 def hint(text: str) -> str:
     return f'<p class="hint">{escape(text)}</p>'
 

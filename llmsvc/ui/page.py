@@ -18,7 +18,7 @@ from llmsvc.ui import chat, files, memory, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
 from llmsvc.ui.identity import admin_only, caller_of, owner_of, shown_errors
 from llmsvc.ui.keys import Keys
-from llmsvc.ui.layout import KNOBS, Layout
+from llmsvc.ui.layout import KNOBS, LOADING, Layout
 from llmsvc.ui.lean import LeanBlocks
 from llmsvc.ui.tabs import Tab, Tabs
 
@@ -124,6 +124,8 @@ class Page:
             queue=False,
             **private,
         )
+        on.wanted.submit(self.on_wanted, [on.wanted], [on.found], queue=False, **private | {"show_progress": "full"})
+        on.found.select(self.on_found, None, [on.choice], queue=False, **private)
         servers: dict[str, Any] = {"outputs": [on.servers], "queue": False, **private}
         on.models_tab.select(self.on_servers_shown, None, **servers)
         on.servers.select(self.on_server, None, **servers)
@@ -136,21 +138,18 @@ class Page:
         gr.Timer(1.0).tick(self.on_tick, [on.saved, on.go], [on.news], queue=False, **private)
         on.news.change(self.on_news, [on.saved, on.query], **quick)
         on.settings_tab.select(self.on_settings_shown, None, [on.whose], queue=False, **private)
-        own, defaults = ([knobs[name] for name in KNOBS] for knobs in (on.own, on.defaults))
-        parts = [on.only_admin, on.no_loading, on.load_buttons, on.remote, on.keys.box]
+        own, defaults = [on.own[name] for name in KNOBS], list(on.defaults.values())
+        parts = [on.only_admin, on.no_loading, on.load_buttons, on.hub, on.remote, on.keys.box]
         demo.load(self.on_defaults_shown, None, [*defaults, *parts], **private)
         on.saved.change(self.on_own_shown, [on.saved], [*own, on.links], **private)
         on.reset.click(self.on_reset, [on.saved], own, **private)
         on.whose.change(self.on_whose, [on.whose], [*defaults, on.common], **private)
         on.common.click(self.on_common, [on.whose], [*defaults, on.common], **private)
-        for name in KNOBS:
-            default, mine = on.defaults[name], on.own[name]
-            for knob, save, given in (
-                (default, self._default_saver(name), [on.whose, default]),
-                (mine, self._own_saver(name), [on.saved, mine]),
-            ):
-                changed = [knob.blur, knob.submit] if isinstance(knob, gr.Textbox) else [knob.release]
-                gr.on(changed, save, given, None, **private)
+        saved = [(knob, self._default_saver(name), [on.whose, knob]) for name, knob in on.defaults.items()]
+        saved += [(knob, self._own_saver(name), [on.saved, knob]) for name, knob in on.own.items()]
+        for knob, save, given in saved:
+            changed = [knob.release] if isinstance(knob, gr.Slider) else [knob.blur, knob.submit]
+            gr.on(changed, save, given, None, **private)
 
     # What changes by itself
 
@@ -357,6 +356,18 @@ class Page:
         gr.Info(f"{size(freed)} are free again.")
         return await self.on_models_shown()
 
+    async def on_wanted(self, query: str, request: gr.Request) -> str:
+        """What the hub has of that name; what is wrong stands in its place."""
+        try:
+            admin_only(request)
+            return models.found(await asyncio.to_thread(self._service.pool.search, query or ""))
+        except LlmsvcError as error:
+            return models.refusal(str(error))
+
+    async def on_found(self, event: gr.EventData) -> str:
+        """Put it where models are loaded, which tells what it would take."""
+        return str(event.id)
+
     async def on_servers_shown(self, request: gr.Request) -> str:
         admin = caller_of(request).admin
         return models.servers(self._service.servers.list()) if admin else models.hint("The admin adds servers here.")
@@ -396,9 +407,9 @@ class Page:
 
     async def on_defaults_shown(self, request: gr.Request) -> tuple[Any, ...]:
         """The defaults, and only those buttons that this visitor may use."""
-        admin, values = caller_of(request).admin, _knob_values(self._service.turns.settings())
+        admin, values = caller_of(request).admin, _default_values(self._service.turns.settings())
         knobs = values if admin else tuple(gr.update(value=value, interactive=False) for value in values)
-        shows = (not admin, not admin, admin, admin, Keys.may(request))
+        shows = (not admin, not admin, admin, admin, admin, Keys.may(request))
         return *knobs, *(gr.update(visible=shown) for shown in shows)
 
     async def on_settings_shown(self) -> Any:
@@ -408,13 +419,13 @@ class Page:
     async def on_whose(self, model_id: str, request: gr.Request) -> tuple[Any, ...]:
         """The defaults of every model, or of one."""
         shown = gr.update(visible=bool(model_id) and caller_of(request).admin)
-        return *_knob_values(self._service.turns.settings(model_id or "")), shown
+        return *_default_values(self._service.turns.settings(model_id or "")), shown
 
     async def on_common(self, model_id: str, request: gr.Request) -> tuple[Any, ...]:
         """Take back what one model has of its own."""
         with shown_errors():
             admin_only(request)
-            self._service.turns.set_settings(dict.fromkeys(KNOBS), model_id)
+            self._service.turns.set_settings(dict.fromkeys((*KNOBS, *LOADING)), model_id)
         return await self.on_whose(model_id, request)
 
     async def on_own_shown(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
@@ -646,10 +657,14 @@ def _knob_values(values: dict[str, Any]) -> tuple[Any, ...]:
     return tuple("" if values[name] is None else values[name] for name in KNOBS)
 
 
+def _default_values(values: dict[str, Any]) -> tuple[Any, ...]:
+    return *_knob_values(values), *(values[name] for name in LOADING)
+
+
 def _typed_in(name: str, value: Any) -> Any:
     """A seed is typed as text, and empty is none."""
     if name != "seed":
-        return value
+        return 0 if value is None and name in LOADING else value
     text = str(value or "").strip()
     if text and not text.isdecimal():
         raise BadRequest("A seed is a whole number from 0, or empty.")

@@ -95,6 +95,35 @@ def test_slots_that_begin_alike_share_pages_until_one_writes() -> None:
     torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
+def held(model: Any) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in (*model.parameters(), *model.buffers()))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_parked_engine_holds_nothing_and_comes_back_as_it_was(name: str, tokenizer: Any) -> None:
+    model = tiny(name)
+    model.tie_weights()
+    before, last = held(model), model.get_output_embeddings().weight
+    with engine(model, tokenizer, slots=3, paged=True) as (running, collected):
+        collected.submit("first", LONG)
+        said = collected.all(1)["first"][0]
+        for number in range(3):
+            running.park()
+            assert (
+                held(model)
+                == sum(layer.keys.untyped_storage().nbytes() for layer in running._runner._cache.used())
+                == 0
+            )
+            running.unpark()
+            assert held(model) == before
+            collected.submit(f"again {number}", LONG)
+            text, event = collected.all(1)[f"again {number}"]
+            assert text == said
+            assert event.cached_tokens >= len(LONG) - 1
+        assert model.get_output_embeddings().weight is last
+        running.park()  # what is unloaded then is not waited for
+
+
 def test_pages_grow_to_their_bound_and_then_the_oldest_text_goes(tokenizer: Any) -> None:
     model = tiny("llama")
     config = model.config

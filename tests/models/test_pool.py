@@ -5,6 +5,7 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,8 @@ import pytest
 from random_models import save
 from transformers import LlamaConfig
 
-from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
-from llmsvc.errors import Conflict, LlmsvcError, NotFound, Unavailable
+from llmsvc.engine import Engine, FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, Unavailable
 from llmsvc.models import pool as pool_module
 from llmsvc.models.catalogue import Catalogue
 from llmsvc.models.pool import Budget, ModelPool
@@ -49,6 +50,13 @@ def pool_of(tmp_path: Path) -> Iterator[Callable[..., ModelPool]]:
     yield make
     for pool in pools:
         pool.close()
+
+
+@pytest.fixture(params=["stay", "move"])
+def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a GPU, which bring what they hold to the host, and those whose models are there."""
+    if request.param == "move":
+        monkeypatch.setattr("llmsvc.engine.Engine", partial(Engine, paged=True))
 
 
 def room_for_two(model: str, tmp_path: Path) -> int:
@@ -148,6 +156,7 @@ def test_a_load_can_be_cancelled_at_any_stage(five: list[str], pool_of: Callable
     assert asyncio.run(ask(pool, five[0]))[0]
 
 
+@pytest.mark.usefixtures("engines")
 def test_the_one_used_longest_ago_makes_room_and_comes_back_as_it_was(
     five: list[str], pool_of: Callable[..., ModelPool], tmp_path: Path
 ) -> None:
@@ -168,6 +177,7 @@ def test_the_one_used_longest_ago_makes_room_and_comes_back_as_it_was(
     asyncio.run(swap())
 
 
+@pytest.mark.usefixtures("engines")
 def test_without_room_for_parked_ones_a_model_is_loaded_anew(
     five: list[str], pool_of: Callable[..., ModelPool], tmp_path: Path
 ) -> None:
@@ -267,6 +277,26 @@ def test_idle_models_are_unloaded_unless_pinned(five: list[str], pool_of: Callab
     asyncio.run(leave())
 
 
+def test_a_model_may_have_a_shorter_context_and_stay_longer(five: list[str], tmp_path: Path) -> None:
+    habits = {five[0]: {"context": 200}, five[1]: {"keep_alive": -1}, five[2]: {"context": 10**6, "keep_alive": 60}}
+    budget, own = Budget(idle_seconds=1e-9), lambda model: habits.get(model, {})
+    pool = ModelPool(Catalogue(tmp_path / "models"), "cpu", full_weights=True, budget=budget, habits=own)
+
+    async def leave() -> None:
+        for model in five[:3]:
+            await ask(pool, model)
+        assert [row["context"] for row in pool.list()] == [200, 1024, 1024]
+        with pytest.raises(BadRequest, match="reads at most 200"):
+            await ask(pool, five[0], tuple(range(40, 300)))
+        pool.tidy()
+        assert states(pool) == {"m1": "ready", "m2": "ready"}
+
+    try:
+        asyncio.run(leave())
+    finally:
+        pool.close()
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -298,6 +328,7 @@ def test_unloading_leaves_no_thread_no_file_and_no_tensors(five: list[str], pool
         pool.unload(five[0])
 
 
+@pytest.mark.usefixtures("engines")
 def test_random_requests_under_a_budget_for_two_of_five(
     five: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -545,17 +545,26 @@ def test_a_model_has_defaults_of_its_own(page: Page, app) -> None:
     expect(page.locator("#common")).to_be_visible()
     system.fill("Answer like a pirate.")
     system.blur()
+    context, kept = (page.locator("#loading").get_by_label(name) for name in ("Context", "Unload after"))
+    for box, value in ((context, "2000"), (kept, "-1")):
+        box.fill(value)
+        box.blur()
     defaults_of("Every model")
     expect(page.locator("#common")).to_have_count(0)
     expect(system).to_have_value("")
+    expect(context).to_have_value("0")
     assert client.predict(api_name="/settings_get")["system"] == ""
     assert client.predict(model, api_name="/settings_get")["system"] == "Answer like a pirate."
     defaults_of(model)
     expect(system).to_have_value("Answer like a pirate.")
     page.screenshot(path=SHOTS / "settings-of-a-model.png")
+    expect(context).to_have_value("2000")
+    own = client.predict(model, api_name="/settings_get")
+    assert (own["context"], own["keep_alive"]) == (2000, -1)
     page.click("#common")
     expect(system).to_have_value("")
-    assert client.predict(model, api_name="/settings_get")["system"] == ""
+    expect(kept).to_have_value("0")
+    assert client.predict(model, api_name="/settings_get") == client.predict(api_name="/settings_get")
 
 
 def test_phone_width(browser: Browser, app) -> None:

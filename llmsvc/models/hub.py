@@ -1,0 +1,257 @@
+"""The Hugging Face hub: what it has, what a model there is like, and bringing one here."""
+
+import hashlib
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmsvc.errors import BadRequest, NotFound, Unavailable
+from llmsvc.models.catalogue import HUB_FILES, CatalogueEntry, hub_cache_folder, hub_root
+from llmsvc.models.headers import Contents, made, text_config
+from llmsvc.models.memory import size
+from llmsvc.models.progress import Progress
+
+MOST_FOUND = 30
+
+_PROBE_SECONDS = 2.0
+_AT_ONCE, _TRIES, _BLOCK = 4, 5, 1 << 20
+_ITEM_BITS = {"F64": 64, "F32": 32, "I32": 32, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "I4": 4, "U4": 4, "F4": 4}
+
+
+def answers() -> bool:
+    """A brief probe, because huggingface_hub itself retries for 23 s without a network."""
+    from urllib.parse import urlsplit
+
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    url = urlsplit(ENDPOINT)
+    if HF_HUB_OFFLINE or not url.hostname:
+        return False
+    try:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        socket.create_connection((url.hostname, port), timeout=_PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def search(query: str) -> list[dict[str, Any]]:
+    """Models for text with safetensors weights that the hub finds, most often downloaded first.
+
+    Rows {id, bytes, parameters, downloads, gated}; 0 where the hub does not say. Raises Unavailable.
+    """
+    if not answers():
+        raise Unavailable(
+            "The Hugging Face hub cannot be reached from here. Check the network, or load a model of this machine."
+        )
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        found = HfApi().list_models(
+            search=query.strip()[:200],
+            filter="safetensors",
+            pipeline_tag="text-generation",
+            sort="downloads",
+            limit=MOST_FOUND,
+            expand=["downloads", "gated", "safetensors"],
+        )
+        return [_found(model) for model in found if "/" in model.id]
+    except (HTTPError, OSError, ValueError) as error:
+        raise Unavailable(f"The hub did not answer ({error}). Try again, or type the id of a model.") from None
+
+
+def _found(model: Any) -> dict[str, Any]:
+    counts = model.safetensors.parameters if model.safetensors else {}
+    return {
+        "id": model.id,
+        "bytes": sum(count * _ITEM_BITS.get(kind, 16) // 8 for kind, count in counts.items()),
+        "parameters": model.safetensors.total if model.safetensors else 0,
+        "downloads": model.downloads or 0,
+        "gated": bool(model.gated),
+    }
+
+
+def bring(entry: CatalogueEntry, progress: Progress) -> Path:
+    """Download a snapshot into the Hugging Face cache, and go on with what was interrupted."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    with _hub_errors(entry):
+        _bring_weights(entry, progress)
+        snapshot_download(entry.id, **HUB_FILES)
+    folder = hub_cache_folder(entry.id)
+    if folder is None:
+        raise _no_safetensors(entry)
+    return folder
+
+
+def _bring_weights(entry: CatalogueEntry, progress: Progress) -> None:
+    """Put a model's large files where the library looks for them: its cache's ``blobs``, each by its ETag.
+
+    The library itself begins a file anew that was interrupted. The cache's layout:
+    https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+    """
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import filter_repo_objects
+
+    info = HfApi().model_info(entry.id)
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    wanted = [name for name in filter_repo_objects(names, **HUB_FILES) if name.endswith(".safetensors")]
+    if not wanted:
+        raise _no_safetensors(entry)
+    blobs = hub_root(entry.id) / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+    files: list[_File] = []
+    for name in wanted:
+        progress(f"Looking at {entry.id}", len(files), len(wanted))
+        url = hf_hub_url(entry.id, name, revision=info.sha)
+        told = get_hf_file_metadata(url)
+        files.append(_File(url, blobs / str(told.etag), told.size or 0))
+    download = _Download(f"Downloading {entry.id}", sum(file.size for file in files), progress)
+    missing = sum(file.size - file.there for file in files)
+    if missing > (free := shutil.disk_usage(blobs).free):
+        raise Unavailable(
+            f"{entry.id} needs {size(missing)} of disk, and there are {size(free)}. Delete another model's files."
+        )
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        list(threads.map(download.file, files))
+
+
+@dataclass(frozen=True)
+class _File:
+    url: str
+    blob: Path
+    size: int
+
+    @property
+    def part(self) -> Path:
+        return self.blob.with_name(self.blob.name + ".llmsvc")
+
+    @property
+    def there(self) -> int:
+        """Bytes of it that are on the disk."""
+        for path in (self.blob, self.part):
+            if path.is_file():
+                return min(path.stat().st_size, self.size)
+        return 0
+
+
+class _Download:
+    """Several files at once, each on a thread of its own; what ``progress`` raises ends all of them."""
+
+    def __init__(self, stage: str, total: int, progress: Progress) -> None:
+        self._stage, self._total, self._progress = stage, total, progress
+        self._done, self._lock = 0, threading.Lock()
+
+    def file(self, file: _File) -> None:
+        """Raises OSError, the library's HTTPError, and Unavailable for a file that is not what it should be."""
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+        resumed = file.there
+        self._add(resumed)
+        if file.blob.is_file():
+            return
+        tries = _TRIES
+        while tries:
+            before = file.there
+            try:
+                self._read(file)
+                break
+            except HfHubHTTPError:  # the server has said why
+                raise
+            except HTTPError:
+                tries = _TRIES if file.there > before else tries - 1
+                if not tries:
+                    raise
+                time.sleep(1)
+        with file.part.open("rb") as written:
+            # A machine that lost its power may have kept the length of a file, and not what was in it.
+            whole = file.there == file.size and not (
+                resumed
+                and len(file.blob.name) == 64
+                and hashlib.file_digest(written, "sha256").hexdigest() != file.blob.name
+            )
+        if not whole:
+            file.part.unlink()
+            raise Unavailable(f"{file.url} did not come as it should. Load it again.")
+        file.part.rename(file.blob)
+
+    def _read(self, file: _File) -> None:
+        """What is missing of a file."""
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        if (start := file.there) >= file.size > 0:
+            return
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={start}-"}
+        with get_session().stream("GET", file.url, headers=headers, timeout=30) as response:
+            hf_raise_for_status(response)
+            if start and response.status_code != 206:
+                self._add(-start)
+                start = 0
+            with file.part.open("r+b" if start else "wb") as part:
+                part.seek(start)
+                for block in response.iter_bytes(_BLOCK):
+                    self._add(len(block))  # first: one that was cancelled writes nothing where another goes on
+                    part.write(block)
+
+    def _add(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+            self._progress(self._stage, self._done, self._total)
+
+
+def contents(entry: CatalogueEntry) -> Contents:
+    """What a model on the hub is like, by its configuration and headers: some kilobytes. Raises as ``fetch``."""
+    if not answers():
+        raise Unavailable(f"{entry.id} is not on this machine, and the hub cannot be reached. Load a local model.")
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _hub_errors(entry):
+        folder = Path(hf_hub_download(entry.id, "config.json")).parent
+        files = HfApi().get_safetensors_metadata(entry.id).files_metadata.values()
+    found = ((name, info) for file in files for name, info in file.tensors.items())
+    return Contents(
+        text_config(folder), tuple(made(name, info.dtype, info.shape, info.data_offsets) for name, info in found)
+    )
+
+
+@contextmanager
+def _hub_errors(entry: CatalogueEntry) -> Iterator[None]:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HTTPError,
+        NotASafetensorsRepoError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError:
+        raise Unavailable(
+            f"{entry.id} is gated. Accept its licence on https://huggingface.co/{entry.id}, "
+            "then set HF_TOKEN to a token of your account (https://huggingface.co/settings/tokens) and load it again."
+        ) from None
+    except RepositoryNotFoundError:
+        raise NotFound(
+            f"The hub has no model {entry.id}. Check the spelling, or set HF_TOKEN if it is private."
+        ) from None
+    except NotASafetensorsRepoError:
+        raise _no_safetensors(entry) from None
+    except (HTTPError, OSError) as error:
+        raise Unavailable(f"The download of {entry.id} failed: {error}. Load it again to resume.") from None
+
+
+def _no_safetensors(entry: CatalogueEntry) -> BadRequest:
+    return BadRequest(
+        f"{entry.id} has no safetensors weights. Pickled weights can run code while they are read, so only "
+        "safetensors and GGUF files are loaded. Look for a converted copy of it on the hub."
+    )

@@ -1,0 +1,141 @@
+"""Models of the hub: found, forecast, downloaded, cancelled and gone on with, by the service as scripts use it."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import until
+from conftest import App
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from playwright.sync_api import Browser, expect
+from random_models import save
+from stand_in_hub import StandInHub
+from transformers import LlamaConfig
+
+from llmsvc.models.catalogue import SMOLLM2
+
+SHOTS = Path(__file__).resolve().parents[1] / "screenshots"
+TINY, GATED, PICKLED = "maker/tiny-chat", "maker/gated", "maker/pickled"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Iterator[StandInHub]:
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    made = LlamaConfig(vocab_size=len(tokenizer), **shape, **tokens, max_position_embeddings=1024)
+    folder = tmp_path_factory.mktemp("hub")
+    tiny = save(made, folder / "tiny", tokenizer)
+    (tiny / "original").mkdir()  # as many makers have it
+    shutil.copy(tiny / "model.safetensors", tiny / "original")
+    pickled = folder / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text((tiny / "config.json").read_text())
+    (pickled / "pytorch_model.bin").write_bytes(b"pickle")
+    running = StandInHub({TINY: tiny, GATED: tiny, PICKLED: pickled}, {GATED})
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def client(hub: StandInHub, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    app = App(own_data).wait()
+    yield Client(app.url, verbose=False)
+    hub.goes_on.set()
+    app.stop()
+
+
+def row(client: Client, model: str) -> dict[str, Any]:
+    return next((r for r in client.predict(api_name="/model_list") if r["id"] == model), {})
+
+
+def test_the_hub_is_searched_for_models_that_can_be_loaded(client: Client, hub: StandInHub) -> None:
+    found = client.predict("TINY", api_name="/model_search")
+    assert found == [
+        {"id": TINY, "bytes": 2_000_000, "parameters": 10**6, "downloads": 1234, "gated": False, "local": False}
+    ]
+    asked = hub.searched[-1]
+    assert asked["filter"] == ["safetensors"]
+    assert asked["pipeline_tag"] == ["text-generation"]
+    assert [r["gated"] for r in client.predict("gated", api_name="/model_search")] == [True]
+    assert client.predict("no such model", api_name="/model_search") == []
+
+
+def test_a_download_tells_its_progress_can_be_cancelled_and_goes_on_where_it_was(
+    client: Client, hub: StandInHub, tmp_path: Path
+) -> None:
+    expected = client.predict(f"https://huggingface.co/{TINY}", api_name="/model_forecast")
+    size = (hub.models[TINY] / "model.safetensors").stat().st_size
+    assert size > 5 << 20
+    hub.goes_on.clear()
+    hub.stops_at = 3 << 20
+    job = client.submit(TINY, api_name="/model_load")
+    until(lambda: row(client, TINY).get("done", 0) > 2 << 20)
+    loading = row(client, TINY)
+    assert loading["state"] == "loading"
+    assert loading["stage"] == f"Downloading {TINY}"
+    assert loading["total"] == size
+    client.predict(TINY, api_name="/model_unload")
+    assert row(client, TINY) == {}
+    with pytest.raises(AppError, match="was unloaded"):
+        job.result()
+    hub.asked.clear()
+    hub.goes_on.set()
+
+    loaded = client.submit(TINY, api_name="/model_load").result()
+    assert loaded["state"] == "ready"
+    assert loaded["memory_bytes"] == pytest.approx(expected["weights_bytes"], rel=0.03)
+    (first,) = [first for name, first in hub.asked if name == "model.safetensors"]
+    assert first >= 1 << 20
+    assert not list((tmp_path / "hf").rglob("original"))
+    assert [r["local"] for r in client.predict("tiny", api_name="/model_search")] == [True]
+    state = client.predict(client.predict(api_name="/session_create")["id"], "Hello.", TINY, api_name="/chat")[1]
+    assert state["state"] == "done"
+    assert state["usage"]["completion_tokens"]
+
+    client.predict(TINY, api_name="/model_unload")
+    freed = client.predict(TINY, api_name="/model_delete")
+    assert freed["freed_bytes"] >= size
+    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+
+
+def test_the_page_finds_a_model_tells_what_it_takes_and_loads_it(client: Client, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1360, "height": 860})
+    page.goto(client.src)
+    page.get_by_role("tab", name="Models").click()
+    page.get_by_text("Find a model on Hugging Face").click()
+    page.locator("#hub").get_by_label("Search").fill("maker")
+    page.locator("#hub").get_by_label("Search").press("Enter")
+    tiny = page.locator("#found .card", has_text=TINY)
+    expect(tiny).to_contain_text("1M parameters · 2 MB · 1.23k downloads")
+    expect(page.locator("#found .card", has_text=GATED)).to_contain_text("accept its licence")
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / "hub.png")
+    tiny.get_by_role("button", name="Choose").click()
+    expect(page.get_by_label("Load a model")).to_have_value(TINY)
+    expect(page.locator("#forecast")).to_contain_text("It fits.")
+    page.click("#load-model")
+    loaded = page.locator("#model-list .card", has_text=TINY)
+    expect(loaded).to_have_class(re.compile("ready"), timeout=60_000)
+    page.locator("#hub").get_by_label("Search").fill("no such model")
+    page.locator("#hub").get_by_label("Search").press("Enter")
+    expect(page.locator("#found")).to_contain_text("Try fewer words")
+    page.close()
+
+
+def test_what_cannot_be_had_says_which_step_to_take(client: Client) -> None:
+    for model, said in (
+        (GATED, f"Accept its licence on https://huggingface.co/{GATED}"),
+        ("maker/missing", "has no model maker/missing"),
+        (PICKLED, "no safetensors weights"),
+    ):
+        for api_name in ("/model_forecast", "/model_load"):
+            with pytest.raises(AppError, match=said):
+                client.submit(model, api_name=api_name).result()
+    assert [r["id"] for r in client.predict(api_name="/model_list") if r["state"] == "ready"] == [SMOLLM2.id]
