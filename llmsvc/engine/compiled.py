@@ -33,6 +33,7 @@ from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from llmsvc.engine.chunk_attention import NAME
 from llmsvc.engine.int8 import Int8Linear, halves, replace_linears
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
 
@@ -203,7 +204,10 @@ def why_not(model: Any) -> str:
         return "it is not computed in 32 bits on a CPU"
     if not any(isinstance(module, Int8Linear) for module in model.modules()):
         return "its weights have not 8 bits"
-    if len(set(getattr(config, "layer_types", None) or ())) > 1 or model.config._attn_implementation != "sdpa":
+    if len(set(getattr(config, "layer_types", None) or ())) > 1 or model.config._attn_implementation not in (
+        "sdpa",
+        NAME,
+    ):
         return "its attention is of several kinds"
     if sliding_window(config):
         return "its attention has a sliding window"

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from llmsvc.engine.chunk_attention import mark
+
 GROWTH = 256  # tokens; where memory is not given by the page, capacity grows in such steps
 
 
@@ -46,8 +48,11 @@ class Masks:
             return {"full_attention": mask(None), "sliding_attention": mask(self._window)}
         return mask(None if self._kinds and self._kinds[0] == "full_attention" else self._window)
 
-    def allowing(self, query: torch.Tensor, length: int) -> Any:
-        """Where tokens at the positions ``query``, of shape (..., new, 1), may look: (..., new, length)."""
+    def allowing(self, query: torch.Tensor, length: int, start: int | None = None) -> Any:
+        """Where tokens at the positions ``query``, of shape (..., new, 1), may look: (..., new, length).
+
+        ``start``: they are one piece of a text, from there on, which some attention makes use of.
+        """
         keys = torch.arange(length, device=query.device)
 
         def mask(window: int | None) -> torch.Tensor:
@@ -55,6 +60,8 @@ class Masks:
             if window is not None:
                 allowed = allowed & (keys > query - window)
             if self._added is None:
+                if start is not None and (window is None or start + query.shape[-2] <= window):
+                    mark(allowed, start)
                 return allowed
             lowest = torch.finfo(self._added).min
             return torch.zeros_like(allowed, dtype=self._added).masked_fill(~allowed, lowest)

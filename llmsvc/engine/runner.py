@@ -4,12 +4,17 @@ from typing import Any
 
 import torch
 
+from llmsvc.engine.chunk_attention import attend_by_chunks
 from llmsvc.engine.compiled import CHUNK, CompiledStep
 from llmsvc.engine.kv_cache import Masks, SlotCache
 
 LANES = 32
 """What is read of a slot is rounded up to so many positions. Sums over them are then made in the same order whatever
 the length, and a row gives the same bits in nearly any company."""
+
+
+PIECE = 16
+"""Tokens from which on it pays to look at what is before a piece apart from the piece itself."""
 
 
 class Runner:
@@ -21,6 +26,8 @@ class Runner:
         self._device = model.device
         self._shape = config.num_hidden_layers, slots + 1, window
         self._masks = Masks(model)
+        if model.device.type == "cpu":
+            attend_by_chunks(model)
         self.compiled: dict[str, CompiledStep] = {}
         """By kind. The model itself takes the steps of other kinds."""
         self.reset()
@@ -63,7 +70,8 @@ class Runner:
         length = self._whole(end)
         self._aim(slot, slot + 1, positions, length, length)
         ids = torch.tensor([tokens], device=self._device)
-        return self._forward(ids, self._mask(positions, length), list(range(new - wanted, new)), compiled)[0]
+        piece = start if compiled is None and new >= PIECE else None
+        return self._forward(ids, self._mask(positions, length, piece), list(range(new - wanted, new)), compiled)[0]
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:
@@ -115,6 +123,6 @@ class Runner:
         logits: torch.Tensor = output.logits
         return logits
 
-    def _mask(self, positions: torch.Tensor, length: int) -> Any:
+    def _mask(self, positions: torch.Tensor, length: int, start: int | None = None) -> Any:
         """Masks of shape (rows, 1, new, length): where a token may look."""
-        return self._masks.allowing(positions[:, None, :, None], length)
+        return self._masks.allowing(positions[:, None, :, None], length, start)

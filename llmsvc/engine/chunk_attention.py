@@ -1,0 +1,51 @@
+"""Attention of a piece of a prompt on a CPU, of any model of transformers that attends by ``sdpa``.
+
+What lies before the piece is read without a mask, by all query heads that share its keys at once, and the piece itself
+causally; the two are put together by their log-sums, as FlashAttention does with blocks (Dao et al. 2022, 2205.14135).
+With a mask, and keys repeated for each head, it took 1.4 times as long.
+"""
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "chunks"
+_OTHERS = ("softcap", "s_aux", "position_bias")
+
+
+def attend_by_chunks(model: Any) -> None:
+    """Let a model's attention be this, where it would be ``sdpa``. Other passes than marked ones stay what they are."""
+    config = model.config.get_text_config()
+    if config._attn_implementation == "sdpa":
+        AttentionInterface.register(NAME, attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        config._attn_implementation = model.config._attn_implementation = NAME
+
+
+def mark(mask: torch.Tensor, start: int) -> None:
+    """Say that ``mask``, of shape (1, 1, new, length), allows all before ``start``, and is causal from there on."""
+    mask.start = start  # type: ignore[attr-defined]
+
+
+def attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """An attention function of transformers' ``AttentionInterface``."""
+    start = getattr(attention_mask, "start", None)
+    if start is None or key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in _OTHERS):
+        plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return plain
+    flash, scale = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, options.get("scaling")
+    _, heads, new, size = query.shape
+    shared = key.shape[1]
+    own = (part[:, :, start : start + new].repeat_interleave(heads // shared, 1) for part in (key, value))
+    out, log_sum = flash(query, *own, 0.0, True, scale=scale)
+    if start:
+        rows = query.reshape(1, shared, -1, size)
+        before, its_sum = flash(rows, key[:, :, :start], value[:, :, :start], scale=scale)
+        share = torch.sigmoid(log_sum - its_sum.reshape(1, heads, new))
+        out = torch.lerp(before.reshape(1, heads, new, size), out, share[..., None].to(out.dtype))
+    return out.transpose(1, 2).contiguous(), None
