@@ -152,10 +152,10 @@ class Engine:
     @property
     def moves(self) -> bool:
         """Whether ``park`` frees the device's memory; what is on the host stays where it is."""
-        return isinstance(self._runner, PagedRunner) and self.warm
+        return isinstance(self._runner, PagedRunner)
 
     def park(self) -> None:
-        """Keep weights and KV cache in host memory until ``unpark``. Nobody may ask meanwhile.
+        """Keep weights and KV cache in host memory until ``unpark``, once it is warm. Nobody may ask meanwhile.
 
         Raises what ``HostCopy`` raises, and Unavailable when the engine is closing.
         """

@@ -27,6 +27,8 @@ HUB_FILES = {
     "ignore_patterns": ["*/*.safetensors", "consolidated*.safetensors"],  # the same weights in other layouts
 }
 """What is taken of a model on the hub."""
+_NEEDED = ["*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+"""What of it has to be here: another program may have taken less."""
 
 _PAGES = "https://huggingface.co/"
 
@@ -198,7 +200,8 @@ def hub_cache_folder(model_id: str) -> Path | None:
     if not isinstance(found, str):
         return None
     try:  # which knows what belongs to it, so that one that was interrupted is gone on with
-        folder = Path(snapshot_download(model_id, **HUB_FILES, local_files_only=True))
+        needed = HUB_FILES | {"allow_patterns": _NEEDED}
+        folder = Path(snapshot_download(model_id, **needed, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     return folder if any(folder.glob("*.safetensors")) else None

@@ -490,11 +490,14 @@ class ModelPool:
             waited_for = pooled.waiters > 0
             pooled.leaving, pooled.state = False, "parked"
             self._tell(pooled)
+            if pooled.engine.moves and not pooled.engine.warm:  # somebody still computes with it
+                gone.append(pooled)
+                if waited_for:
+                    pooled.ready.set_result(pooled)  # who waits finds it gone, and has it loaded anew
+                continue
             if pooled.engine.moves:
                 moved.append(pooled)
-            elif pooled.loaded and pooled.loaded.device != "cpu":  # it is still getting ready
-                gone.append(pooled)
-            if waited_for and pooled not in gone:  # by those who came while it was leaving
+            if waited_for:  # by those who came while it was leaving
                 self._comeback(pooled)
         parked = [p for p in self._parked() if p not in gone]
         while parked and sum(p.bytes for p in parked) > self._limit("parked"):

@@ -52,11 +52,18 @@ def pool_of(tmp_path: Path) -> Iterator[Callable[..., ModelPool]]:
         pool.close()
 
 
+class Compiling(Engine):
+    """On a GPU, one whose kernels are still being compiled."""
+
+    warm = property(lambda _: False)  # type: ignore[assignment]
+
+
 @pytest.fixture(params=["stay", "move"])
 def engines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a GPU, which bring what they hold to the host, and those whose models are there."""
-    if request.param == "move":
-        monkeypatch.setattr("llmsvc.engine.Engine", partial(Engine, paged=True))
+    if request.param != "stay":
+        kind = Compiling if request.param == "compile" else Engine
+        monkeypatch.setattr("llmsvc.engine.Engine", partial(kind, paged=True))
 
 
 def room_for_two(model: str, tmp_path: Path) -> int:
@@ -223,6 +230,8 @@ def test_a_model_that_never_fits_says_so(five: list[str], pool_of: Callable[...,
         asyncio.run(ask(pool, five[0]))
 
 
+@pytest.mark.usefixtures("engines")
+@pytest.mark.parametrize("engines", ["stay", "move", "compile"], indirect=True)
 def test_a_model_in_constant_use_lets_another_one_in(
     five: list[str], pool_of: Callable[..., ModelPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
