@@ -206,7 +206,7 @@ def test_the_api_lists_the_contract(client) -> None:
     named = set(client.view_api(return_format="dict")["named_endpoints"])
     sessions = {f"/session_{n}" for n in ("create", "list", "get", "rename", "delete", "restore", "export", "import")}
     files = {f"/file_{n}" for n in ("upload", "list", "get", "remove", "retry")}
-    models = {f"/model_{n}" for n in ("catalog", "list", "forecast", "load", "unload", "pin", "delete")}
+    models = {f"/model_{n}" for n in ("catalog", "search", "list", "forecast", "load", "unload", "pin", "delete")}
     remote = {f"/remote_{n}" for n in ("add", "list", "remove")}
     memory = {f"/memory_{n}" for n in ("list", "switch", "set", "delete")}
     assert named == sessions | files | models | remote | memory | {

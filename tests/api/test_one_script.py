@@ -13,6 +13,8 @@ from conftest import App
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
+from llmsvc.models import hub
+
 QUESTION, LONG = CAPITAL[0]["content"], STORY[0]["content"]
 
 
@@ -138,6 +140,11 @@ def test_every_endpoint(own: App, app: App, other_model: str, tmp_path: Path) ->
     for name in ("model_unload", "model_pin", "model_forecast"):
         call.refuses("[Tt]here is no|not loaded|cannot|not found", name, "no/such-model-at-all")
     call.refuses("not downloaded by llmsvc", "model_delete", other_model)
+    if hub.answers():
+        assert call("model_search", "smol")
+    else:
+        call.refuses("hub cannot be reached", "model_search", "smol")
+        call.called.add("/model_search")  # what it finds: tests/models/test_hub.py
     call.refuses("temperature", "settings_set", {"temperature": "hot"})
     call.refuses("temperature", "chat", session, "Hello", temperature=-3)
     call.refuses("no exported chat", "session_import", "{}")
