@@ -36,7 +36,7 @@ _LIMITS = {
     "repetition_penalty": (0.1, 10.0),
     "max_tokens": (1, 1_000_000),
 }
-_LOADING_LIMITS = {"context": (0, 100_000_000), "keep_alive": (-1.0, 1e6)}
+_ALL_LIMITS = {**_LIMITS, "context": (0, 100_000_000), "keep_alive": (-1.0, 1e6)}
 
 
 def checked(values: Row, known: Row = DEFAULTS) -> Row:
@@ -44,10 +44,9 @@ def checked(values: Row, known: Row = DEFAULTS) -> Row:
     if unknown := set(values) - set(known):
         raise BadRequest(f"Unknown setting: {', '.join(sorted(unknown))}. Known: {', '.join(known)}.")
     found: Row = {}
-    limits = {**_LIMITS, **_LOADING_LIMITS}
     for name, value in values.items():
-        if name in limits:
-            low, high = limits[name]
+        if name in _ALL_LIMITS:
+            low, high = _ALL_LIMITS[name]
             try:
                 found[name] = number = type(low)(value)
             except (TypeError, ValueError, OverflowError):

@@ -5,6 +5,7 @@ causally; the two are put together by their log-sums, as FlashAttention does wit
 With a mask, and keys repeated for each head, it took 1.4 times as long.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,11 +19,18 @@ _OTHERS = ("softcap", "s_aux", "position_bias")
 
 def attend_by_chunks(model: Any) -> None:
     """Let a model's attention be this, where it would be ``sdpa``. Other passes than marked ones stay what they are."""
+    attend(model, NAME, attention)
+
+
+def attend(model: Any, name: str, function: Callable[..., Any]) -> bool:
+    """Let a model attend by a function where it would by ``sdpa``; False for one whose attention is its own."""
     config = model.config.get_text_config()
-    if config._attn_implementation == "sdpa":
-        AttentionInterface.register(NAME, attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
-        config._attn_implementation = model.config._attn_implementation = NAME
+    if config._attn_implementation not in ("sdpa", name):
+        return False
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)  # for passes of others, such as embeddings
+    config._attn_implementation = model.config._attn_implementation = name
+    return True
 
 
 def mark(mask: torch.Tensor, start: int) -> None:

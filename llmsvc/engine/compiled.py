@@ -204,10 +204,8 @@ def why_not(model: Any) -> str:
         return "it is not computed in 32 bits on a CPU"
     if not any(isinstance(module, Int8Linear) for module in model.modules()):
         return "its weights have not 8 bits"
-    if len(set(getattr(config, "layer_types", None) or ())) > 1 or model.config._attn_implementation not in (
-        "sdpa",
-        NAME,
-    ):
+    kind = model.config._attn_implementation
+    if len(set(getattr(config, "layer_types", None) or ())) > 1 or kind not in ("sdpa", NAME):
         return "its attention is of several kinds"
     if sliding_window(config):
         return "its attention has a sliding window"

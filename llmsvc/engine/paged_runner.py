@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from llmsvc.engine import gemv
+from llmsvc.engine.chunk_attention import attend
 from llmsvc.engine.kv_cache import Masks
 from llmsvc.engine.paged_attention import PAGE, paged_attention
 from llmsvc.engine.pages import SCRATCH, OutOfPages, PagedCache, PageTable, pages_of
@@ -270,13 +269,7 @@ def _side_stream(device: torch.device) -> Any:
 
 def follow_table(model: Any) -> bool:
     """Let a model's attention follow the table where it is told to; False for a model whose attention is its own."""
-    config = model.config.get_text_config()
-    if config._attn_implementation not in ("sdpa", "paged"):
-        return False
-    AttentionInterface.register("paged", paged_attention)
-    AttentionMaskInterface.register("paged", sdpa_mask)  # for passes of others, such as embeddings
-    config._attn_implementation = model.config._attn_implementation = "paged"
-    return True
+    return attend(model, "paged", paged_attention)
 
 
 def can_follow(model: Any) -> bool:

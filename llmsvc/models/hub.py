@@ -100,22 +100,25 @@ def _bring_weights(entry: CatalogueEntry, progress: Progress) -> None:
     The library itself begins a file anew that was interrupted. The cache's layout:
     https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
-    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import HfApi, hf_hub_url
     from huggingface_hub.utils import filter_repo_objects
 
-    info = HfApi().model_info(entry.id)
-    names = [sibling.rfilename for sibling in info.siblings or ()]
-    wanted = [name for name in filter_repo_objects(names, **HUB_FILES) if name.endswith(".safetensors")]
+    progress(f"Looking at {entry.id}", 0, 0)
+    info = HfApi().model_info(entry.id, files_metadata=True)
+    mine = filter_repo_objects(info.siblings or (), **HUB_FILES, key=lambda sibling: sibling.rfilename)
+    wanted = [sibling for sibling in mine if sibling.rfilename.endswith(".safetensors")]
     if not wanted:
         raise _no_safetensors(entry)
     blobs = hub_root(entry.id) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
-    files: list[_File] = []
-    for name in wanted:
-        progress(f"Looking at {entry.id}", len(files), len(wanted))
-        url = hf_hub_url(entry.id, name, revision=info.sha)
-        told = get_hf_file_metadata(url)
-        files.append(_File(url, blobs / str(told.etag), told.size or 0))
+    files = [
+        _File(
+            hf_hub_url(entry.id, sibling.rfilename, revision=info.sha),
+            blobs / (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id),
+            sibling.size or 0,
+        )
+        for sibling in wanted
+    ]
     download = _Download(f"Downloading {entry.id}", sum(file.size for file in files), progress)
     missing = sum(file.size - file.there for file in files)
     if missing > (free := shutil.disk_usage(blobs).free):
@@ -173,14 +176,12 @@ class _Download:
                 if not tries:
                     raise
                 time.sleep(1)
-        with file.part.open("rb") as written:
+        sound = file.there == file.size
+        if resumed and len(file.blob.name) == 64:  # a SHA-256
             # A machine that lost its power may have kept the length of a file, and not what was in it.
-            whole = file.there == file.size and not (
-                resumed
-                and len(file.blob.name) == 64
-                and hashlib.file_digest(written, "sha256").hexdigest() != file.blob.name
-            )
-        if not whole:
+            with file.part.open("rb") as written:
+                sound = sound and hashlib.file_digest(written, "sha256").hexdigest() == file.blob.name
+        if not sound:
             file.part.unlink()
             raise Unavailable(f"{file.url} did not come as it should. Load it again.")
         file.part.rename(file.blob)

@@ -57,7 +57,7 @@ class StandInHub:
         files = sorted(path for path in self.models[id_].rglob("*") if path.is_file())
         sha = hashlib.sha1(id_.encode()).hexdigest()
         if kind in (None, "revision"):
-            siblings = [{"rfilename": str(path.relative_to(self.models[id_]))} for path in files]
+            siblings = [{"rfilename": str(path.relative_to(self.models[id_])), **_metadata(path)} for path in files]
             return self._json(request, {"id": id_, "sha": sha, "siblings": siblings, **self._told(id_)})
         if kind == "tree":
             rows = [(str(path.relative_to(self.models[id_])), path) for path in files]
@@ -121,6 +121,13 @@ class StandInHub:
         for name, value in {**headers, "Content-Length": str(length)}.items():
             request.send_header(name, value)
         request.end_headers()
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """What the hub tells with ``blobs=true``."""
+    size, etag = path.stat().st_size, _etag(path)
+    lfs = {"sha256": etag, "size": size, "pointerSize": 130}
+    return {"size": size, "blobId": "0" * 40, "lfs": lfs} if path.suffix == ".safetensors" else {"size": size}
 
 
 def _etag(path: Path) -> str:
