@@ -68,7 +68,7 @@ def choose(desk: Desk, question: str, before: str, count: Count, most: int, know
     if not searched:
         return []
     wide = _WIDE.search(question)
-    named = [document for document in searched if document.name.casefold() in question.casefold()]
+    named = [document for document in desk.library.named(question) if document in searched]
     about = named or (searched if len(searched) == 1 else [])
     if wide and about and sum(document.characters for document in about) <= 8 * most:
         everything = [chunk for document in about for chunk in document.chunks]

@@ -26,6 +26,8 @@ FAINT = 0.45
 """What has so much less of the question than the best passage is noise, and costs the model time."""
 MEANING = 0.6
 """How much likeness in meaning counts beside the words, each in parts of its best."""
+NAMED = 1 + MEANING
+"""What passages of a file that the question names have ahead: they come before all others."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,14 @@ class Library:
     def find(self, file_id: str) -> Document | None:
         return next((found for found in self.documents if found.id == file_id), None)
 
+    def named(self, text: str) -> list[Document]:
+        """The files that a text names, each with its ending."""
+        low = text.casefold()
+        names = ((document, re.escape(document.name.casefold())) for document in self.documents)
+        # ASCII: signs of Chinese may stand right beside a name.
+        around = r"(?<![\w.-]){}(?![\w-])".format
+        return [document for document, name in names if re.search(around(name), low, re.ASCII)]
+
     def search(self, query: str, limit: int, without: frozenset[str] = frozenset()) -> list[Chunk]:
         """At most ``limit`` chunks that have words of the query, best first; none of the files ``without``."""
         import numpy as np
@@ -112,6 +122,9 @@ class Library:
         scores = index.get_scores(asked)
         likeness = np.maximum(vectors.likeness(query), 0)
         scores = scores / (scores.max() or 1) + MEANING * likeness / (likeness.max() or 1)
+        named = {document.id for document in self.named(query)}
+        if 0 < len(named) < len(self.documents):
+            scores += NAMED * np.array([chunk.file.id in named for chunk in chunks])
         order = np.argsort(-scores, kind="stable")
         least = FAINT * scores[order[0]]
         found = (chunks[at] for at in order if scores[at] > least)

@@ -101,6 +101,21 @@ def test_needles_are_found_with_their_page_or_the_miss_is_said(tokenizer, seed: 
     assert found >= 0.95 * trials
 
 
+def test_the_file_that_a_question_names_comes_first(tokenizer) -> None:
+    """Many files say nearly the same, and the one that is meant says it in the fewest words of the question."""
+    said = "How warm the boiler may get is told here: the boiler gets as warm as {}. "
+    files = {f"boiler{n}.pdf": [said.format(f"{40 + n} degrees") * 9 + samples.sentences(60, n)] for n in range(9)}
+    files["data.boiler4.pdf.pdf"] = [said.format("nobody knows") * 9 + samples.sentences(60, 9)]
+    files["boiler4.pdf"] = [samples.sentences(90, n) for n in range(9)] + ["The boiler: 44 at most."]
+    library = Library([document(name, pages) for name, pages in files.items()])
+    for text in ("And in Boiler4.pdf, then?", "请总结boiler4.pdf里的内容"):
+        assert [each.name for each in library.named(text)] == ["boiler4.pdf"]
+    plain, named = "How warm may the boiler get?", "How warm may the boiler of boiler4.pdf get?"
+    assert "44 at most" not in Talk(tokenizer, library).words(Talk(tokenizer, library).ask(plain))
+    prompt = Talk(tokenizer, library).ask(named)
+    assert "44 at most" in checked(Talk(tokenizer, library), prompt, named)
+
+
 def test_a_question_about_everything_gets_the_whole_file_or_is_told(tokenizer) -> None:
     pages = [f"{samples.sentences(6, n)} Rule {n}: never touch lever {n}." for n in range(10)]
     filler = document("filler.md", [samples.sentences(40, 1)], "markdown")
