@@ -17,6 +17,8 @@ from typing import Any
 
 import gradio as gr
 from fastapi.exceptions import RequestValidationError
+from gradio.routes import templates
+from jinja2 import FunctionLoader
 from starlette.middleware import Middleware
 
 from llmsvc.errors import Conflict
@@ -68,6 +70,19 @@ def _forget(uploads: Path) -> None:
                 path.rmdir() if path.is_dir() else path.unlink()
 
 
+def _head_first() -> None:
+    """Our head in the page as it is served: as Gradio takes one, it comes when Gradio's scripts run, behind the first
+    paint, and a reload in mid-answer would show nothing for so long."""
+    environment, mark = templates.env, "<script>window.gradio_config"
+    as_it_was, head = environment.loader, (ASSETS / "head.html").read_text()
+
+    def page(name: str) -> str:
+        source: str = as_it_was.get_source(environment, name)[0]
+        return source.replace(mark, f"{{% raw %}}{head}{{% endraw %}}{mark}", 1)
+
+    environment.loader = FunctionLoader(page)
+
+
 def launch(service: Service) -> None:
     """Serve until SIGINT or SIGTERM. Models begin to load once the page is reachable."""
     stopped = threading.Event()
@@ -114,7 +129,6 @@ def launch(service: Service) -> None:
             primary_hue="indigo", neutral_hue="slate", font=["Inter", "ui-sans-serif", "system-ui", "sans-serif"]
         ),
         css_paths=[ASSETS / "style.css"],
-        head_paths=[ASSETS / "head.html"],
         app_kwargs={
             "routes": make_routes(service, counts).routes,
             "middleware": [guard],
@@ -122,6 +136,7 @@ def launch(service: Service) -> None:
             "exception_handlers": {RequestValidationError: unreadable},
         },
     )
+    _head_first()
     hot_first(demo.app)
     print(f"llmsvc is open on http://{settings.host}:{settings.port}", flush=True)
     if service.accounts.made_password:

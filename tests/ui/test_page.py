@@ -163,6 +163,23 @@ def test_an_answer_goes_on_through_reload_and_switch(page: Page, app) -> None:
     expect(page.locator("#scroll .usage").last).to_contain_text("stopped")
 
 
+def test_a_reload_shows_the_text_before_gradio_has_built_its_page(page: Page, app) -> None:
+    longest(app, ENDLESS)
+    page.click("#new-chat")
+    send(page, "Write a story about a fox.")
+    expect(page.locator("#live")).to_contain_text(re.compile(r"\w+ \w+ \w+"), timeout=60_000)
+    page.route("**/assets/*.js", lambda route: route.abort())
+    page.reload(wait_until="domcontentloaded")
+    expect(page.locator("#early")).to_contain_text(re.compile(r"\w+ \w+ \w+"))
+    page.screenshot(path=SHOTS / "early.png")
+    page.unroute("**/assets/*.js")
+    page.reload()
+    expect(page.locator("#live")).to_contain_text(re.compile(r"\w+ \w+ \w+"), timeout=60_000)
+    expect(page.locator("#early")).to_have_count(0)
+    page.keyboard.press("Escape")
+    answered(page)
+
+
 def test_two_tabs_show_the_same(page: Page, browser: Browser, app) -> None:
     longest(app, ENDLESS)
     page.click("#new-chat")
