@@ -21,9 +21,9 @@ def chip(model_id: str, rows: list[dict[str, Any]], admin: bool) -> str:
     """State of the model that the open chat uses, and the other loaded ones to switch to; for the admin, to unload."""
     row = next((r for r in rows if r["id"] == model_id), None)
     state, detail = _state(row)
-    name = escape(_short(model_id))
+    above, slash, name = (escape(part) for part in _short(model_id).rpartition("/"))
     others = [r for r in rows if r["id"] != model_id and r["state"] in ("ready", "parked")][:_MOST_CHOICES]
-    shown = f'<i></i><b>{name}</b><span role="status">{escape(detail)}</span>'
+    shown = f'<i></i><b><em>{above}{slash}</em>{name}</b><span role="status">{escape(detail)}</span>'
     choices = "".join(_button("use", _short(r["id"]), r["id"]) for r in others)
     here = admin and row and row["state"] in ("ready", "parked") and row["device"] != "remote"
     eject = _button("unload", "Unload", model_id) if here else ""
