@@ -37,6 +37,13 @@ function changed(now) {
   window.llmsvcSay?.("done");
 }
 
+// How many messages stand on the screen, and the id of the last, by the buttons that each has.
+window.llmsvcShown = () => {
+  const marks = document.querySelectorAll("#history :is(.do-edit, .do-again), #recent :is(.do-edit, .do-again)");
+  const last = [...marks.item(marks.length - 1)?.classList ?? []].find((name) => name.startsWith("to-")) ?? "to-";
+  return `${marks.length} ${last.slice(3)}`;
+};
+
 window.llmsvcWatch = (go) => {
   const [session, turn] = go.split(" ");
   if (turn && answer?.wanted === turn && !answer.over) return;  // it is being watched

@@ -135,7 +135,8 @@ class Page:
         on.go.change(None, [on.go], None, js="(go) => { window.llmsvcWatch(go) }", **private)
         on.pipe.select(None, None, [on.live], js="() => window.llmsvcLive()", **private)
         # "multiple" (in private): one request that never comes back, from a lost network, must not make the page deaf.
-        gr.Timer(1.0).tick(self.on_tick, [on.saved, on.go], [on.news], queue=False, **private)
+        shown = "(saved, go) => [saved, go, window.llmsvcShown?.() ?? '']"
+        gr.Timer(1.0).tick(self.on_tick, [on.saved, on.go, on.go], [on.news], js=shown, queue=False, **private)
         on.news.change(self.on_news, [on.saved, on.query], **quick)
         on.settings_tab.select(self.on_settings_shown, None, [on.whose], queue=False, **private)
         own, defaults = [on.own[name] for name in KNOBS], list(on.defaults.values())
@@ -153,10 +154,12 @@ class Page:
 
     # What changes by itself
 
-    async def on_tick(self, saved: str, go: str, request: gr.Request) -> str:
-        """Once a second: a word that changes when there is news."""
+    async def on_tick(self, saved: str, go: str, shown: str, request: gr.Request) -> str:
+        """Once a second: a word that changes when there is news. ``shown``: the messages that are on the screen."""
         service, tab = self._service, self._tab(request, saved)
         arrived = (go or "") == tab.told and not (tab.session_id and self._is_old(owner_of(request), tab))
+        # A view may have come without the one before it. That is mended once: a message may hide what is counted.
+        arrived = arrived and (shown == tab.shown or tab.told == tab.repaired)
         tab.missed = 0 if arrived else tab.missed + 1
         state = (
             tab.missed // 2,  # what this tab was to show got lost with its connection: tell it again
@@ -180,7 +183,9 @@ class Page:
         news = news.over(self._files(tab, here))
         if tab.missed > 1:
             tab.mounted = ()
-            return news.over(self._show(tab.session_id, request)).values()
+            whole = self._show(tab.session_id, request)
+            tab.repaired = tab.told
+            return news.over(whole).values()
         if tab.session_id and self._is_old(owner, tab):
             return news.over(self._opened(owner, tab)).values()
         if here:
@@ -517,6 +522,7 @@ class Page:
         """What stands in the long part of the conversation, which is sent rarely, and in the short one after it."""
         messages = [m for m in messages if m["id"] != running]
         ids = [m["id"] for m in messages]
+        tab.shown = f"{len(ids)} {ids[-1] if ids else ''}"
         at = ids.index(tab.mounted[-1]) + 1 if tab.mounted and tab.mounted[-1] in ids else 0
         if at and tab.mounted[-at:] == tuple(ids[:at]) and len(ids) - at <= chat.RECENT:
             return None, chat.window(messages[at:])
@@ -526,7 +532,7 @@ class Page:
     def _blank(self, owner: str, tab: Tab, query: str, note: str = "") -> View:
         """A chat that is still to begin."""
         tab.open("")
-        tab.version, tab.last_asked, tab.turn, tab.told = 0, "", "", ""
+        tab.version, tab.last_asked, tab.turn, tab.told, tab.shown = 0, "", "", "", "0 "
         return View(
             saved="",
             history=[],

@@ -36,6 +36,10 @@ class Tab:
     """The running answer that this tab was told to watch."""
     told: str = ""
     """What stands in the page's ``go`` field, if the last view has arrived."""
+    shown: str = "0 "
+    """How many messages stand on the screen then, and the id of the last; the running answer is not among them."""
+    repaired: str = ""
+    """The ``told`` for which all messages were sent again, since others were on the screen."""
     missed: int = 0
     """How many times in a row the page said that it has not."""
     used_at: float = 0.0

@@ -180,6 +180,32 @@ def test_a_reload_shows_the_text_before_gradio_has_built_its_page(page: Page, ap
     answered(page)
 
 
+def test_what_got_lost_on_its_way_to_the_page_is_sent_again(page: Page, app) -> None:
+    """The page hears of a chat's newest state, and not of the messages that came before."""
+    longest(app, 20)
+    for word in ("owl", "yak"):
+        page.click("#new-chat")
+        send(page, f"Say {word}.")
+        answered(page)
+    lost = []
+
+    def lose(route) -> None:
+        answer = route.fetch()
+        if '"open"' in (route.request.post_data or "") and not lost:
+            said = answer.json()
+            lost.extend(said["data"][1:3])
+            said["data"][1:3] = [{"__type__": "update"}] * 2  # nothing new of what stands in the conversation
+            return route.fulfill(response=answer, json=said)
+        return route.fulfill(response=answer)
+
+    page.route("**/run/predict*", lose)
+    page.locator("#sessions li", has_text="owl").locator(".open").click()
+    expect(page.locator("#scroll .message.user")).to_contain_text("Say owl.")
+    expect(page.locator("#scroll .message.bot")).to_have_count(1)
+    assert lost
+    page.unroute("**/run/predict*")
+
+
 def test_two_tabs_show_the_same(page: Page, browser: Browser, app) -> None:
     longest(app, ENDLESS)
     page.click("#new-chat")
