@@ -106,10 +106,12 @@ class Library:
     def named(self, text: str) -> list[Document]:
         """The files that a text names, each with its ending."""
         low = text.casefold()
-        names = ((document, re.escape(document.name.casefold())) for document in self.documents)
         # ASCII: signs of Chinese may stand right beside a name.
         around = r"(?<![\w.-]){}(?![\w-])".format
-        return [document for document, name in names if re.search(around(name), low, re.ASCII)]
+        names = ((document, document.name.casefold()) for document in self.documents)
+        return [
+            document for document, name in names if name in low and re.search(around(re.escape(name)), low, re.ASCII)
+        ]
 
     def search(self, query: str, limit: int, without: frozenset[str] = frozenset()) -> list[Chunk]:
         """At most ``limit`` chunks that have words of the query, best first; none of the files ``without``."""

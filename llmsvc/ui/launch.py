@@ -109,6 +109,7 @@ def launch(service: Service) -> None:
         Guard, service.accounts, settings.port, settings.host, most_uploaded, uploads, counts, level, settings.mcp
     )
     demo.queue(default_concurrency_limit=None, max_size=256, api_open=False)
+    _head_first()  # before the port is open: no page is served without
     demo.launch(
         server_name=settings.host,
         server_port=settings.port,
@@ -136,7 +137,6 @@ def launch(service: Service) -> None:
             "exception_handlers": {RequestValidationError: unreadable},
         },
     )
-    _head_first()
     hot_first(demo.app)
     print(f"llmsvc is open on http://{settings.host}:{settings.port}", flush=True)
     if service.accounts.made_password:

@@ -48,7 +48,7 @@ class Tab:
         """Show a session."""
         if session_id != self.session_id or not session_id:
             self.session_id, self.limit, self.settings = session_id, WINDOW, {}
-            self.editing, self.mounted = ("", ""), ()
+            self.editing, self.mounted, self.repaired = ("", ""), (), ""
 
 
 class Tabs:

@@ -199,10 +199,15 @@ def test_what_got_lost_on_its_way_to_the_page_is_sent_again(page: Page, app) -> 
         return route.fulfill(response=answer)
 
     page.route("**/run/predict*", lose)
-    page.locator("#sessions li", has_text="owl").locator(".open").click()
-    expect(page.locator("#scroll .message.user")).to_contain_text("Say owl.")
-    expect(page.locator("#scroll .message.bot")).to_have_count(1)
-    assert lost
+    owl, yak = (page.locator("#sessions li", has_text=word).locator(".open") for word in ("owl", "yak"))
+    for _ in range(2):  # the second time nothing of the chat is new
+        owl.click()
+        expect(page.locator("#scroll .message.user")).to_contain_text("Say owl.")
+        expect(page.locator("#scroll .message.bot")).to_have_count(1)
+        assert lost
+        yak.click()
+        expect(page.locator("#scroll .message.user")).to_contain_text("Say yak.")
+        lost.clear()
     page.unroute("**/run/predict*")
 
 
