@@ -7,6 +7,7 @@ Runs the service with an engine of a fixed rate (``bench.paced``), prints a tabl
 import asyncio
 import json
 import random
+import re
 import socket
 import statistics
 import string
@@ -15,9 +16,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ from playwright.sync_api import CDPSession, Page, sync_playwright
 
 from bench.report import write_results
 from bench.streaming import until
+from llmsvc.ui.page import View
 
 ROOT = Path(__file__).resolve().parents[1]
+VIEW = [field.name for field in fields(View)]
 
 
 @dataclass(frozen=True)
@@ -84,29 +88,29 @@ class Http:
         self._port = int(url.rsplit(":", 1)[1])
 
     async def post(self, path: str, body: dict[str, Any]) -> bytes:
-        return await self._send("POST", path, json.dumps(body).encode())
+        return (await self._send("POST", path, json.dumps(body).encode()))[0]
 
     async def get(self, path: str, last: bytes) -> tuple[int, float]:
         """Read until ``last`` comes: bytes, and when the first of them came."""
-        self._first = 0.0
-        return len(await self._send("GET", path, b"", last)), self._first
+        found, first = await self._send("GET", path, b"", last)
+        return len(found), first
 
-    async def _send(self, method: str, path: str, body: bytes, last: bytes = b"") -> bytes:
+    async def _send(self, method: str, path: str, body: bytes, last: bytes = b"") -> tuple[bytes, float]:
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\nConnection: close\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         try:
-            found = bytearray()
+            found, first = bytearray(), 0.0
             while part := await reader.read(1 << 16):
-                self._first = self._first if found else time.monotonic()
+                first = first or time.monotonic()
                 found += part
                 if last and last in found[-len(part) - len(last) :]:
                     break
             else:
                 if last or b" 200 " not in found[:20]:
                     raise AssertionError(f"{method} {path}: {bytes(found[-300:])!r}")
-            return bytes(found)
+            return bytes(found), first
         finally:
             writer.close()
 
@@ -139,23 +143,50 @@ class PageClient(Http):
         with urllib.request.urlopen(f"{url}/config") as answer:
             self._fn = {d["api_name"]: d["id"] for d in json.load(answer)["dependencies"]}
         self._hash = "".join(random.choices(string.ascii_lowercase, k=10))
-        asyncio.run(self._event({**self._body("on_load"), "data": [session]}))
+        self._drawn = {"history": "", "recent": "", "go": ""}
+        asyncio.run(self._view("on_load", session))
 
-    async def ask(self) -> Seen:
-        """Send a message and watch its answer to the end, with all that the page does around it."""
+    async def ask(self, news: bool = False) -> Seen:
+        """Send a message and watch its answer to the end, with all that the page does around it.
+
+        With ``news`` also what a page does whether there is an answer or not: it asks once a second for what is new.
+        """
         asked = time.monotonic()
-        message = {"text": "Tell me more.", "files": []}
-        size = await self._event({**self._body("on_submit"), "data": [self._session, message]})
+        size = await self._view("on_submit", self._session, {"text": "Tell me more.", "files": []})
+        asking = asyncio.create_task(self._news()) if news else None
         streamed, began = await self.get(f"/v1/sessions/{self._session}/stream", b"event: end")
         ended = time.monotonic()
-        done = {**self._body("on_action"), "data": [self._session], "event_data": {"action": "done", "id": ""}}
-        return Seen(size + streamed + await self._event(done), asked, began, ended)
+        if asking is not None and asking.done():
+            asking.result()
+        elif asking is not None:
+            asking.cancel()
+        done = await self._view("on_action", self._session, event={"action": "done", "id": ""})
+        return Seen(size + streamed + done, asked, began, ended)
 
-    def _body(self, name: str) -> dict[str, Any]:
-        return {"fn_index": self._fn[name], "session_hash": self._hash, "event_data": None}
+    async def _news(self) -> None:
+        known = b""
+        while True:
+            await asyncio.sleep(1)
+            ids = re.findall(r"do-(?:edit|again) to-(\w+)", self._drawn["history"] + self._drawn["recent"])
+            shown = f"{len(ids)} {ids[-1] if ids else ''}"
+            answer = json.dumps((await self._event("on_tick", self._session, self._drawn["go"], shown))[1]).encode()
+            if answer != known:
+                known = answer
+                await self._view("on_news", self._session, "")
 
-    async def _event(self, body: dict[str, Any]) -> int:
-        return len(await self.post("/gradio_api/run/predict", body))
+    async def _view(self, name: str, *data: Any, event: Any = None) -> int:
+        """Draw what comes, as far as the page speaks of it. Bytes."""
+        size, values = await self._event(name, *data, event=event)
+        for part in self._drawn:
+            value = values[VIEW.index(part)]
+            if not isinstance(value, dict):
+                self._drawn[part] = value if part == "go" else json.dumps(value)
+        return size
+
+    async def _event(self, name: str, *data: Any, event: Any = None) -> tuple[int, list[Any]]:
+        body = {"fn_index": self._fn[name], "session_hash": self._hash, "event_data": event, "data": data}
+        answer = await self.post("/gradio_api/run/predict", body)
+        return len(answer), json.loads(answer[answer.index(b"{") : answer.rindex(b"}") + 1])["data"]
 
 
 def cost_by_history(rate: float, rounds: int) -> dict[str, dict[str, float]]:
@@ -241,11 +272,11 @@ def _answer_in(page: Page, session: CDPSession) -> float:
     return busy() - before
 
 
-async def crowd(url: str, process: Process, watchers: list[Script] | list[PageClient]) -> dict[str, float]:
+async def crowd(process: Process, asks: list[Callable[[], Awaitable[Seen]]]) -> dict[str, float]:
     """How much longer answers take when all of them are watched at once than when one is."""
-    alone = statistics.median(seen.ended - seen.asked for seen in [await watchers[n].ask() for n in range(3)])
+    alone = statistics.median(seen.ended - seen.asked for seen in [await ask() for ask in asks[:3]])
     before, began = process.cpu_seconds(), time.monotonic()
-    seen = await asyncio.gather(*(watcher.ask() for watcher in watchers[3:]))
+    seen = await asyncio.gather(*(ask() for ask in asks[3:]))
     share = (process.cpu_seconds() - before) / (time.monotonic() - began)
 
     def p95(values: Iterator[float]) -> float:
@@ -264,13 +295,18 @@ def main() -> None:
     for rate in (30.0, 100.0):
         results |= cost_by_history(rate, 5)
     results["browser at 30 tok/s"] = browser_cost(30, 240, 3)
-    for name, kind in ("128 scripts at 30 tok/s", Script), ("128 pages at 30 tok/s", PageClient):
+    crowds: dict[str, Callable[[str, str], Callable[[], Awaitable[Seen]]]] = {
+        "128 scripts": lambda url, session: Script(url, session).ask,
+        "128 pages": lambda url, session: PageClient(url, session).ask,
+        "128 pages that ask for news": lambda url, session: partial(PageClient(url, session).ask, news=True),
+    }
+    for name, ask_of in crowds.items():
         print(json.dumps(results, indent=1))
         with service(30) as (url, process):
             client = Client(url, verbose=False)
             client.predict({"max_tokens": 450}, api_name="/settings_set")
-            watchers: Any = [kind(url, client.predict(api_name="/session_create")["id"]) for _ in range(131)]
-            results[name] = asyncio.run(crowd(url, process, watchers))
+            asks = [ask_of(url, client.predict(api_name="/session_create")["id"]) for _ in range(131)]
+            results[f"{name} at 30 tok/s"] = asyncio.run(crowd(process, asks))
     print(json.dumps(results, indent=1))
     write_results("watching", results)
 

@@ -3,7 +3,9 @@
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Container
+from contextlib import suppress
 from itertools import islice
 
 from llmsvc.chat import branches, transfer
@@ -26,8 +28,7 @@ class Sessions:
     def __init__(self, database: Database, default_model: str, files: Files) -> None:
         self._db, self._files = database, files
         self._default_model = default_model
-        self.revision = 0
-        """Grows with every change to the list of sessions, so that a page can ask whether it is still right."""
+        self._revisions: Counter[str] = Counter()
         self.purge()
 
     def create(self, owner: str, title: str = "", model: str = "") -> Row:
@@ -48,7 +49,7 @@ class Sessions:
             "auto_title": not _clean(title),
         }
         self._db.add_session(row)
-        self.revision += 1
+        self._revisions[owner] += 1
         return _public(row)
 
     def list(self, owner: str, query: str = "", limit: int = sys.maxsize) -> list[Row]:
@@ -103,7 +104,7 @@ class Sessions:
         self.row(owner, session_id)
         with self._db.session_rows(session_id, "messages") as rows:
             branches.select(rows, message_id)
-        self.revision += 1
+        self._revisions[owner] += 1
         return self.get(owner, session_id)
 
     def row(self, owner: str, session_id: str) -> Row:
@@ -149,7 +150,7 @@ class Sessions:
     def touch(self, session_id: str, fields: Row) -> None:
         """Record activity of a turn; it is on the medium with the next ``Database.flush``."""
         self._db.update_session_later(session_id, fields)
-        self.revision += 1
+        self.changed(session_id)
 
     def export(self, owner: str, session_id: str, format: str = "json") -> str:
         """The whole session as JSON, or the branch that is shown as Markdown; ``import_`` reads both.
@@ -178,20 +179,25 @@ class Sessions:
         self._change(created["id"], {"turns": turns, "settings": found.settings})
         return _public(self.row(owner, created["id"]))
 
-    def changed(self) -> None:
-        """Something that a page shows of a session changed."""
-        self.revision += 1
+    def revision(self, owner: str) -> int:
+        """Grows with every change to this owner's sessions, so that a page can ask whether it is still right."""
+        return self._revisions[owner]
+
+    def changed(self, session_id: str) -> None:
+        """Something that a page shows of a session changed, if it is still there."""
+        with suppress(NotFound):
+            self._revisions[self._db.session(session_id)["owner"]] += 1
 
     def _change(self, session_id: str, fields: Row) -> None:
         self._db.update_session(session_id, fields)
-        self.revision += 1
+        self.changed(session_id)
 
     def purge(self) -> None:
         """Remove for good what can no longer be restored."""
         for row in self._db.sessions_with("undo_until"):
             if row["undo_until"] < time.time():
                 self._db.remove_session(row["id"])
-                self.revision += 1
+                self._revisions[row["owner"]] += 1
 
 
 def _public(row: Row) -> Row:

@@ -127,7 +127,7 @@ class Turns:
             row = {"id": turn.id, "message_id": turn.message_id, "content": text, "created_at": time.time()}
             rows.add({**row, "model": model, "options": chosen})
         self._queued[turn.id] = turn
-        self._sessions.changed()
+        self._sessions.changed(session_id)
         self._next(session_id)
         return turn
 
@@ -195,7 +195,7 @@ class Turns:
         with self._db.session_rows(session_id, "queue") as rows:
             if not rows.update(turn_id, {"content": text}):
                 raise NotFound("This message does not wait any more.")
-        self._sessions.changed()
+        self._sessions.changed(session_id)
 
     def withdraw(self, owner: str, session_id: str, turn_id: str) -> None:
         """Take back a message that waits. Raises NotFound when it is being answered already."""
@@ -204,7 +204,7 @@ class Turns:
             if turn_id not in rows:
                 raise NotFound("This message does not wait any more.")
             rows.remove(turn_id)
-        self._sessions.changed()
+        self._sessions.changed(session_id)
         self._drop(turn_id, "stopped")
 
     def send_queued(self, owner: str, session_id: str) -> Turn | None:
@@ -248,8 +248,9 @@ class Turns:
             self._others -= 1
             self._rest()
 
-    def running_sessions(self) -> set[str]:
-        return set(self._active)
+    def running_sessions(self, owner: str) -> set[str]:
+        """Those of this owner that are being answered."""
+        return {turn.session_id for turn in self._active.values() if turn.owner == owner}
 
     async def stop(self, owner: str, session_id: str) -> Row:
         """Stop the running turn, keeping what it has; its status once that is saved. Raises NotFound."""

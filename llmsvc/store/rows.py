@@ -1,7 +1,6 @@
 """A TinyDB table whose rows are dicts with a unique string ``id``, found without a scan."""
 
 from collections.abc import Callable, Sequence
-from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -50,8 +49,8 @@ class Rows:
         """Those ``columns``, which hold no lists or dicts, of at most ``limit`` rows with the largest ``row[key]``."""
         with self._lock:
             table: Any = self._table._read_table()
-            rows = sorted(table.values(), key=itemgetter(key), reverse=True)
-            return [{name: row[name] for name in columns} for row in islice(filter(wanted, rows), limit)]
+            rows = sorted(filter(wanted, table.values()), key=itemgetter(key), reverse=True)
+            return [{name: row[name] for name in columns} for row in rows[:limit]]
 
     def greatest(self, key: str) -> Row | None:
         """The row with the largest ``row[key]``."""

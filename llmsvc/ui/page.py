@@ -156,17 +156,17 @@ class Page:
 
     async def on_tick(self, saved: str, go: str, shown: str, request: gr.Request) -> str:
         """Once a second: a word that changes when there is news. ``shown``: the messages that are on the screen."""
-        service, tab = self._service, self._tab(request, saved)
-        arrived = (go or "") == tab.told and not (tab.session_id and self._is_old(owner_of(request), tab))
+        owner, service, tab = owner_of(request), self._service, self._tab(request, saved)
+        arrived = (go or "") == tab.told and not (tab.session_id and self._is_old(owner, tab))
         # A view may have come without the one before it. That is mended once: a message may hide what is counted.
         arrived = arrived and (shown == tab.shown or tab.told == tab.repaired)
         tab.missed = 0 if arrived else tab.missed + 1
         state = (
             tab.missed // 2,  # what this tab was to show got lost with its connection: tell it again
-            service.sessions.revision,
+            service.sessions.revision(owner),
             service.pool.state(),
             service.files.version(tab.session_id),
-            *sorted(service.turns.running_sessions()),
+            *sorted(service.turns.running_sessions(owner)),
         )
         if state != tab.seen:
             tab.seen, tab.count = state, tab.count + 1
@@ -178,7 +178,7 @@ class Page:
         here = self._here(owner, tab.session_id)
         rows = service.pool.list()
         model = service.sessions.row(owner, here)["model"] if here else service.default_model
-        listed = await asyncio.to_thread(self._list, owner, tab, query)
+        listed = await asyncio.to_thread(self._list, owner, tab, query) if query else self._list(owner, tab, "")
         news = View(chip=self._chip(owner, model, rows), table=self._table(owner, rows, model), list=listed)
         news = news.over(self._files(tab, here))
         if tab.missed > 1:
@@ -206,10 +206,9 @@ class Page:
             return View().values()
         kind, id_ = tab.editing
         with shown_errors():
-            session_id = self._here(owner, tab.session_id)
+            here = self._here(owner, tab.session_id)
+            session_id = here or self._new_session(owner, tab)
             try:
-                if not session_id:
-                    session_id = self._new_session(owner, tab)
                 if kind == "queued":
                     turns.edit_queued(owner, session_id, id_, text)
                 elif kind == "message":
@@ -220,7 +219,7 @@ class Page:
                 return self._show(session_id, request, str(error)).values()
         tab.editing = ("", "")
         sent = View(box=gr.update(value={"text": "", "files": []}), editing="", undo=gr.update(visible=False))
-        return sent.over(self._show(session_id, request)).values()
+        return sent.over(self._show(session_id, request, listed=not here)).values()
 
     async def on_continue(self, saved: str, request: gr.Request) -> Values:
         """Go on with an answer that was cut."""
@@ -595,7 +594,7 @@ class Page:
 
     def _list(self, owner: str, tab: Tab, query: str) -> str:
         rows = self._service.sessions.list(owner, query, sidebar.MOST)
-        return sidebar.session_list(rows, tab.session_id, self._service.turns.running_sessions(), query)
+        return sidebar.session_list(rows, tab.session_id, self._service.turns.running_sessions(owner), query)
 
     def _waiting(self, session: dict[str, Any]) -> str:
         return chat.waiting(session["queued"], self._service.turns.active(session["id"]) is not None)

@@ -7,9 +7,6 @@ from itertools import groupby
 from math import inf
 from typing import Any
 
-_PENCIL = '<svg viewBox="0 0 16 16"><path d="M11.5 2.5l2 2L5 13l-2.7.7L3 11z"/></svg>'
-_TRASH = '<svg viewBox="0 0 16 16"><path d="M3 4.5h10M6.5 4.5V3h3v1.5M4.5 4.5l.6 8.5h5.8l.6-8.5"/></svg>'
-
 MOST = 200
 """Chats shown at once; older ones are found by searching."""
 
@@ -73,8 +70,8 @@ def _item(id_: str, title: str, open_: bool, running: bool) -> str:
         f'<li data-id="{id_}"{current}><button class="open"{mark}>'
         f'<span class="name" title="{title}">{title}</span>'
         f"{dot}</button>"
-        f'<button class="act" data-act="rename" aria-label="Rename {title}" title="Rename">{_PENCIL}</button>'
-        f'<button class="act" data-act="delete" aria-label="Delete {title}" title="Delete">{_TRASH}</button></li>'
+        f'<button class="act" data-act="rename" aria-label="Rename {title}" title="Rename"></button>'
+        f'<button class="act" data-act="delete" aria-label="Delete {title}" title="Delete"></button></li>'
     )
 
 
