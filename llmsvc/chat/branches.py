@@ -20,8 +20,7 @@ def tip(rows: Rows) -> Row | None:
 
 def version(rows: Rows) -> int:
     """0 for a session without messages."""
-    last = tip(rows)
-    return int(last["chosen"]) if last else 0
+    return rows.most("chosen")
 
 
 def upward(rows: Rows, id_: str) -> Iterator[Row]:

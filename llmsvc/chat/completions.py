@@ -11,7 +11,7 @@ from llmsvc.chat import options
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.tools import OPEN, CallReader, ToolCall, Tools, as_text
 from llmsvc.chat.transfer import new_id
-from llmsvc.chat.turn import Turn, within
+from llmsvc.chat.turn import Turn, Watch
 from llmsvc.chat.turns import Turns
 from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from llmsvc.engine.request import Source, TokenLogprob
@@ -29,9 +29,6 @@ log = logging.getLogger(__name__)
 
 MOST_CHOICES = 16
 """Answers to one request."""
-
-IDLE_SECONDS = 15.0
-"""What waits says so this often, since what is silent is cut by proxies."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +217,7 @@ class _Completion:
         self._tools = ask.tools
         self._arrived: list[tuple[int, TokenEvent]] = []
         self._running: set[int] = set()
-        self._wake = asyncio.Event()
+        self._watch = Watch()
 
     def receiver(self, choice: int) -> Callable[[TokenEvent], None]:
         """What takes the events of one choice, on the event loop."""
@@ -228,7 +225,7 @@ class _Completion:
 
         def receive(event: TokenEvent) -> None:
             self._arrived.append((choice, event))
-            self._wake.set()
+            self._watch.wake()
 
         return receive
 
@@ -243,9 +240,8 @@ class _Completion:
         counted = dict.fromkeys(self._running, 0)
         called: set[int] = set()
         while self._running:
-            if not await within(IDLE_SECONDS, self._wake):
+            if not await self._watch.wait():
                 yield Piece(0)
-            self._wake.clear()
             arrived, self._arrived = self._arrived, []
             for choice in dict.fromkeys(choice for choice, _ in arrived):
                 events = [event for of, event in arrived if of == choice]

@@ -18,27 +18,46 @@ _STATES = {
     FinishReason.ERROR: "failed",
 }
 
+IDLE_SECONDS = 15.0
+"""A watcher of an answer that waits gets the same frame again after so long: what is silent is cut by proxies."""
+
 
 class Watch:
-    """One watcher's place to wait. Used on the event loop only."""
+    """One watcher's place to wait. Used on the event loop only.
+
+    It has one timer for many waits, since most end long before it: to make and cancel one costs as much as a frame.
+    """
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
-        self.closed = False
+        self._changed = False
+        self._waiting: asyncio.Future[bool] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0
 
     def wake(self) -> None:
-        self._event.set()
+        self._changed = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(True)
+
+    async def wait(self) -> bool:
+        """Until something changed; false when nothing did for IDLE_SECONDS."""
+        if not self._changed:
+            loop = asyncio.get_running_loop()
+            self._waiting, self._until = loop.create_future(), loop.time() + IDLE_SECONDS
+            self._timer = self._timer or loop.call_at(self._until, self._due, loop)
+            await self._waiting
+        happened, self._changed = self._changed, False
+        return happened
 
     def close(self) -> None:
-        """End the watching; the turn goes on."""
-        self.closed = True
-        self.wake()
+        if self._timer is not None:
+            self._timer.cancel()
 
-    async def wait(self, timeout: float | None = None) -> bool:
-        """Until something changed; false when nothing did for ``timeout`` seconds."""
-        happened = await within(timeout, self._event)
-        self._event.clear()
-        return happened
+    def _due(self, loop: asyncio.AbstractEventLoop) -> None:
+        late = self._until <= loop.time()
+        self._timer = None if late else loop.call_at(self._until, self._due, loop)
+        if late and self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(False)
 
 
 class Turn:
@@ -56,26 +75,43 @@ class Turn:
         self.outcome = ""
         self.note = ""
         self.error: LlmsvcError | None = None
-        self.usage: Row = {}
+        self._usage: Row | None = {}
+        self._last: TokenEvent | None = None
         self.context: Row = {}
         self.sources: list[Row] = []
         self.engine: Any = None
         self.request = REQUEST.get()
         self.begun = self.started = time.monotonic()
         self.watches: set[Watch] = set()
-        self._first = 0.0
+        self._first = self._at = 0.0
         self._over, self._announced = asyncio.Event(), asyncio.Event()
 
     @classmethod
     def stored(cls, session_id: str, owner: str, row: Row) -> "Turn":
         """The finished turn that left an answer."""
         turn = cls(session_id, owner, row["id"], row["turn_id"])
-        turn.text, turn.state, turn.usage, turn.context = row["content"], row["state"], row["usage"], row["context"]
+        turn.text, turn.state, turn._usage, turn.context = row["content"], row["state"], row["usage"], row["context"]
         turn.sources = row["sources"]
         turn.error = LlmsvcError(row["error"]) if row["error"] else None
         turn.outcome = row["state"]
         turn._announced.set()
         return turn
+
+    @property
+    def usage(self) -> Row:
+        """Tokens and seconds so far."""
+        if self._usage is None and (event := self._last) is not None:
+            seconds = self._at - self._first
+            self._usage = {
+                "prompt_tokens": event.prompt_tokens or self.context.get("prompt", 0),
+                "completion_tokens": self.tokens_before + event.tokens,
+                "cached_tokens": event.cached_tokens,
+                "ttft_seconds": round(self._first - self.started, 3),
+                # The first token belongs to the prefill, so speed counts the intervals behind it.
+                "tokens_per_second": round((event.tokens - 1) / seconds, 1) if seconds > 0 else 0.0,
+                "finish_reason": event.finish_reason or "",
+            }
+        return self._usage or {}
 
     @property
     def finished(self) -> bool:
@@ -127,18 +163,10 @@ class Turn:
         """Take an event of the engine."""
         if self.outcome:
             return
-        now = time.monotonic()
-        self._first = self._first or now
+        self._at = time.monotonic()
+        self._first = self._first or self._at
+        self._last, self._usage = event, None
         self.text += event.text
-        self.usage = {
-            "prompt_tokens": event.prompt_tokens or self.context.get("prompt", 0),
-            "completion_tokens": self.tokens_before + event.tokens,
-            "cached_tokens": event.cached_tokens,
-            "ttft_seconds": round(self._first - self.started, 3),
-            # The first token belongs to the prefill, so speed counts the intervals behind it.
-            "tokens_per_second": round((event.tokens - 1) / (now - self._first), 1) if now > self._first else 0.0,
-            "finish_reason": event.finish_reason or "",
-        }
         self.state = "running"
         if event.finish_reason is not None:
             self.end(_STATES[event.finish_reason], event.error)

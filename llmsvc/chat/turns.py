@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 from llmsvc.chat import branches, options
@@ -33,8 +33,6 @@ CHECKPOINT_SECONDS = 0.75
 FRAMES_AT_ONCE = 32
 """With more watchers than this, frames come less often, so that what all of them cost stays the same. Each owner has an
 equal part of it, however many watch."""
-IDLE_SECONDS = 15.0
-"""A watcher of an answer that waits gets the same frame again after so long: what is silent is cut by proxies."""
 MOST_QUEUED = 20
 STALE = "This chat went on elsewhere. Here is its newest state; your text is still in the box."
 
@@ -270,28 +268,32 @@ class Turns:
         for turn in [t for t in self._queued.values() if t.session_id == session_id]:
             self._drop(turn.id, "interrupted")
 
-    async def attach(
-        self, turn: Turn, offset: int = 0, watch: Watch | None = None
-    ) -> AsyncGenerator[tuple[str, Row], None]:
-        """Yield (whole text, status) as they change, to the turn's end or until ``watch`` is closed.
+    async def attach(self, turn: Turn, offset: int = 0) -> AsyncGenerator[tuple[str, Row], None]:
+        """Yield (whole text, status) as they change, to the turn's end.
 
         The first frame comes when there is more than ``offset`` characters, or another state. Tokens come here gathered
         (see Crossing), and a slow watcher, or each of very many, sees fewer frames: nobody slows anybody.
         """
-        watch = watch or Watch()
+        async with aclosing(self.follow(turn, offset)) as changes:
+            async for _ in changes:
+                yield turn.text, turn.status()
+
+    async def follow(self, turn: Turn, offset: int = 0) -> AsyncGenerator[None, None]:
+        """``attach`` for who looks at the turn itself."""
+        watch = Watch()
         seen: tuple[int, str, str] = (offset, "", "")
         turn.watches.add(watch)
         self._watchers[turn.owner] += 1
         try:
-            while not watch.closed:
+            while True:
                 finished, now = turn.finished, (len(turn.text), turn.state, turn.note)
                 if now != seen:
                     seen = now
-                    yield turn.text, turn.status()
+                    yield
                     sharing = self._watchers[turn.owner] * len(self._watchers)
                     if not finished and (more := sharing / FRAMES_AT_ONCE - 1) > 0:
                         await turn.pause(CROSSING_SECONDS * more)
-                elif not finished and not await watch.wait(IDLE_SECONDS):
+                elif not finished and not await watch.wait():
                     seen = (-1, "", "")
                 if finished:
                     return
@@ -299,6 +301,7 @@ class Turns:
             self._watchers[turn.owner] -= 1
             self._watchers += Counter()  # without those who are gone
             turn.watches.discard(watch)
+            watch.close()
 
     async def close(self) -> None:
         """End everything that runs, keeping its text as ``interrupted``; what waits is kept as it is."""
@@ -443,7 +446,7 @@ class Turns:
             log.exception("turn failed")
             turn.end("failed", LlmsvcError(f"The answer failed: {error}"))
         try:
-            await asyncio.to_thread(self._save, turn, turn.outcome)
+            await self._save(turn, turn.outcome)
             self._touch(turn.session_id, {"running": None})
         except LlmsvcError as error:  # disk full at the end: say so, keep the text on the page
             turn.error = turn.error or error
@@ -499,7 +502,7 @@ class Turns:
             engine.cancel(turn.id)
         while not await turn.over(CHECKPOINT_SECONDS):
             try:
-                await asyncio.to_thread(self._save, turn, "running")
+                await self._save(turn, "running")
                 turn.note = ""
             except StorageError as error:  # the answer goes on; its end is saved if there is room by then
                 turn.note = str(error)
@@ -529,8 +532,8 @@ class Turns:
         finally:
             waiting.cancel()
 
-    def _save(self, turn: Turn, state: str) -> None:
-        fields = {
+    async def _save(self, turn: Turn, state: str) -> None:
+        fields: Row = {
             "content": turn.text,
             "state": state,
             "usage": turn.usage,
@@ -538,7 +541,7 @@ class Turns:
             "sources": turn.sources,
             "error": str(turn.error or ""),
         }
-        self._db.update_message(turn.session_id, turn.message_id, fields)
+        await asyncio.to_thread(self._db.update_message, turn.session_id, turn.message_id, fields)
 
     def _mark_interrupted(self) -> None:
         """After a crash: what was running keeps its last checkpoint and says that it was cut."""

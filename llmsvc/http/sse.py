@@ -19,26 +19,28 @@ from llmsvc.chat.turns import Turns
 END = ":end"
 """Behind the id of the last event: who has seen all of the text may not know yet how the answer ended."""
 _BRIEF = ("completion_tokens", "tokens_per_second")
+_JSON = json.JSONEncoder(ensure_ascii=False)
 
 
-async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[str]:
+async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[bytes]:
     """Exactly what comes behind ``last_id``; from the start when that is of another turn."""
-    yield "retry: 500\n\n"
+    yield b"retry: 500\n\n"
     of, _, seen = last_id.removesuffix(END).partition(":")
     # A client may have seen more than a crash left on the disk: it is told to go back to there.
     shown = min(int(seen[:12]) if of == turn.id and seen.isdecimal() else 0, len(turn.text))
     told: tuple[Any, ...] = ()
-    async with aclosing(turns.attach(turn, shown)) as frames:
-        async for text, status in frames:
-            place = placed(text, shown)
-            shown, ended = len(text), turn.finished
-            news = (status["state"], status["note"], status["error"], ended)
+    async with aclosing(turns.follow(turn, shown)) as changes:
+        async for _ in changes:
+            place = placed(turn.text, shown)
+            shown, ended = place["length"], turn.finished
+            news = (turn.state, turn.note, turn.error, ended)
             if news == told:
-                usage = {name: status["usage"].get(name) for name in _BRIEF}
-                status = {"turn_id": turn.id, "state": status["state"], "usage": usage}
-            told = news
+                usage = {name: turn.usage.get(name) for name in _BRIEF}
+                status = {"turn_id": turn.id, "state": turn.state, "usage": usage}
+            else:
+                told, status = news, turn.status()
             name, end = ("event: end\n", END) if ended else ("", "")
-            yield f"{name}id: {turn.id}:{shown}{end}\ndata: {json.dumps({**status, **place}, ensure_ascii=False)}\n\n"
+            yield f"{name}id: {turn.id}:{shown}{end}\ndata: {_JSON.encode(status | place)}\n\n".encode()
 
 
 def placed(text: str, shown: int) -> dict[str, Any]:

@@ -167,7 +167,8 @@ class Database:
     def session_rows(self, session_id: str, table: str) -> Iterator[Rows]:
         """A table of the session's own file, lent. Raises NotFound."""
         path = self._session_path(session_id)
-        self.session(session_id)
+        if session_id not in self._sessions:
+            raise NotFound(_NO_CHAT)
         with self._shelf.lend(path) as volume:
             yield volume.rows(table)
 

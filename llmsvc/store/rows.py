@@ -20,6 +20,10 @@ class Rows:
         self._table = database.table(name)
         self._numbers = {row["id"]: int(number) for number, row in self._table._read_table().items()}
 
+    def _rows(self) -> dict[str, Row]:
+        """By their numbers: the store's own, not to be changed or given out."""
+        return self._table._read_table()  # type: ignore[return-value]
+
     def __len__(self) -> int:
         return len(self._numbers)
 
@@ -29,34 +33,38 @@ class Rows:
     def get(self, id_: str) -> Row | None:
         with self._lock:
             number = self._numbers.get(id_)
-            return None if number is None else _plain(self._table.get(doc_id=number))
+            return None if number is None else copied(self._rows()[str(number)])
 
     def all(self) -> list[Row]:
         with self._lock:
-            return [_plain(row) for row in self._table.all()]
+            return [copied(row) for row in self._rows().values()]
 
     def find(self, wanted: Callable[[Row], bool]) -> list[Row]:
         """The rows for which ``wanted`` (which must not change them) is true."""
         with self._lock:
-            return [copied(row) for row in self._table._read_table().values() if wanted(row)]  # type: ignore[arg-type]
+            return [copied(row) for row in self._rows().values() if wanted(row)]
 
     def count(self, wanted: Callable[[Row], bool]) -> int:
         """How many rows there are for which ``wanted`` (which must not change them) is true."""
         with self._lock:
-            return sum(map(wanted, self._table._read_table().values()))  # type: ignore[arg-type]
+            return sum(map(wanted, self._rows().values()))
 
     def largest(self, key: str, limit: int, wanted: Callable[[Row], bool], columns: Sequence[str]) -> list[Row]:
         """Those ``columns``, which hold no lists or dicts, of at most ``limit`` rows with the largest ``row[key]``."""
         with self._lock:
-            table: Any = self._table._read_table()
-            rows = sorted(filter(wanted, table.values()), key=itemgetter(key), reverse=True)
+            rows = sorted(filter(wanted, self._rows().values()), key=itemgetter(key), reverse=True)
             return [{name: row[name] for name in columns} for row in rows[:limit]]
 
     def greatest(self, key: str) -> Row | None:
         """The row with the largest ``row[key]``."""
         with self._lock:
-            rows: Any = self._table._read_table().values()
+            rows = self._rows().values()
             return copied(max(rows, key=itemgetter(key))) if rows else None
+
+    def most(self, key: str) -> int:
+        """The largest ``row[key]``, a number above 0; 0 when there are no rows."""
+        with self._lock:
+            return max(map(itemgetter(key), self._rows().values()), default=0)
 
     def add(self, *rows: Row) -> None:
         """Insert new rows, in one commit."""
@@ -88,7 +96,3 @@ class Rows:
             if (number := self._numbers.get(id_)) is not None:
                 self._table.remove(doc_ids=[number])
                 del self._numbers[id_]
-
-
-def _plain(document: Any) -> Row:
-    return dict(document)

@@ -32,6 +32,7 @@ from llmsvc.settings import Settings
 from llmsvc.ui import tools
 from llmsvc.ui.lean import hot_first
 from llmsvc.ui.page import Page
+from llmsvc.ui.quick import Quick
 from llmsvc.ui.shut import shut
 
 UNCLAIMED_SECONDS = 600
@@ -132,7 +133,7 @@ def launch(service: Service) -> None:
         css_paths=[ASSETS / "style.css"],
         app_kwargs={
             "routes": make_routes(service, counts).routes,
-            "middleware": [guard],
+            "middleware": [guard, Middleware(Quick, demo)],
             "lifespan": lifespan,
             "exception_handlers": {RequestValidationError: unreadable},
         },

@@ -5,6 +5,8 @@ and invites every other site's page in wherever its own host is not this machine
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import gradio as gr
@@ -28,18 +30,25 @@ class ShutBlocks(gr.Blocks):  # type: ignore[misc]
     """Says of what fails inside nothing but that it did."""
 
     async def process_api(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        try:
+        with closed():
             made: dict[str, Any] = await super().process_api(*args, **kwargs)
             return made
-        except gr.Error as error:
-            error.print_exception = False
-            raise
-        except LlmsvcError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        except Exception as error:
-            log.exception("an event of the page failed")
-            text = "This request could not be answered. Check what it sends; the service's log says where it failed."
-            raise gr.Error(text, print_exception=False) from error
+
+
+@contextmanager
+def closed() -> Iterator[None]:
+    """Raises gr.Error for whatever fails in it."""
+    try:
+        yield
+    except gr.Error as error:
+        error.print_exception = False
+        raise
+    except LlmsvcError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except Exception as error:
+        log.exception("an event of the page failed")
+        text = "This request could not be answered. Check what it sends; the service's log says where it failed."
+        raise gr.Error(text, print_exception=False) from error
 
 
 async def _fetch_nothing(*_: Any, **__: Any) -> NoReturn:
