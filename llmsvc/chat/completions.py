@@ -234,6 +234,7 @@ class _Completion:
         for choice in self._running:
             if choice < len(self.ids):
                 self.engine.cancel(self.ids[choice])
+        self._watch.close()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         readers = {choice: CallReader(self._tools.names) for choice in self._running if self._tools.tools}

@@ -142,6 +142,12 @@ class Turn:
             "seconds": round(time.monotonic() - self.begun, 3),
         }
 
+    def tell(self, note: str) -> None:
+        """Say what it waits for. The same words again wake nobody, so that who watches hears that all is well."""
+        if note != self.note:
+            self.note = note
+            self.changed()
+
     def changed(self) -> None:
         """Wake every watcher."""
         for watch in self.watches:

@@ -513,8 +513,7 @@ class Turns:
             row = waiting[0]
             far = f" {round(100 * row['progress'])} %" if row["pages"] else ""
             more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-            turn.note = f"Reading {row['name']}{far}{more}…"
-            turn.changed()
+            turn.tell(f"Reading {row['name']}{far}{more}…")
             await turn.over(0.2)
 
     async def _model(self, turn: Turn, model: str) -> PooledModel | None:
@@ -525,8 +524,7 @@ class Turns:
         try:
             while not waiting.done() and not turn.outcome:
                 pooled = self._pool.get(model)
-                turn.note = f"{pooled.stage}…" if pooled and pooled.state == "loading" else ""
-                turn.changed()
+                turn.tell(f"{pooled.stage}…" if pooled and pooled.state == "loading" else "")
                 await asyncio.wait([waiting], timeout=0.2)
             return await waiting if waiting.done() else None
         finally:

@@ -62,6 +62,8 @@ async def whole(service: Service, request: Request, ask: Ask) -> Answered:
         async with _open(service, request, ask) as answer:
             choices: dict[int, Whole] = {}
             async for piece in answer.pieces():
+                if not piece:
+                    continue
                 choice = choices.setdefault(piece.choice, Whole())
                 choice.text += piece.text
                 choice.calls += piece.calls

@@ -89,7 +89,7 @@ class ModelPool:
         """What a page shows of the models; equal while it need not be drawn again."""
         with self._changed:
             return tuple(
-                (p.id, p.state, p.stage, p.done * 100 // (p.total or 1), p.engine.running if p.engine else 0, p.pinned)
+                (p.id, p.state, p.stage, p.done * 100 // (p.total or 1), p.running, p.queued, p.pinned)
                 for p in self._models.values()
             )
 

@@ -72,6 +72,16 @@ class PooledModel:
         return bool(self.leases or (self.engine and (self.engine.running or self.engine.queued)))
 
     @property
+    def running(self) -> int:
+        """Requests that it answers now."""
+        return int(self.engine.running) if self.engine else 0
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait, for it or in it."""
+        return (int(self.engine.queued) if self.engine else 0) + self.waiters
+
+    @property
     def idle(self) -> bool:
         """Whether it may go."""
         return self.state == "ready" and not (self.pinned or self.answering or (self.waiters and not self.leaving))
@@ -106,8 +116,8 @@ class PooledModel:
             "plain_template": loaded.plain_template if loaded else False,
             "parked": self.state == "parked",
             "pinned": self.pinned,
-            "running": engine.running if engine else 0,
-            "queued": (engine.queued if engine else 0) + self.waiters,
+            "running": self.running,
+            "queued": self.queued,
             "tokens_per_second": self._rate(),
             "idle_seconds": 0.0 if self.answering else round(time.monotonic() - self.used_at, 1),
             "stage": self.stage,

@@ -18,7 +18,7 @@ class Rows:
         self._storage: JournalStorage = database.storage  # type: ignore[assignment]
         self._lock = self._storage.lock
         self._table = database.table(name)
-        self._numbers = {row["id"]: int(number) for number, row in self._table._read_table().items()}
+        self._numbers = {row["id"]: int(number) for number, row in self._rows().items()}
 
     def _rows(self) -> dict[str, Row]:
         """By their numbers: the store's own, not to be changed or given out."""

@@ -10,7 +10,7 @@ import gradio as gr
 from llmsvc.chat.turn import Turn
 from llmsvc.errors import BadRequest
 from llmsvc.service import Service
-from llmsvc.ui.identity import admin_only, caller_of, owner_of, shown_errors
+from llmsvc.ui.identity import admin_only, caller_of, owner_of
 
 
 def add_endpoints(service: Service) -> None:
@@ -31,43 +31,35 @@ def _session_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
 
     def session_create(request: gr.Request, title: str = "") -> dict[str, Any]:
         """Create a session."""
-        with shown_errors():
-            return sessions.create(owner_of(request), title)
+        return sessions.create(owner_of(request), title)
 
     def session_list(request: gr.Request, query: str = "") -> list[dict[str, Any]]:
         """List sessions, newest first; query searches titles and messages."""
-        with shown_errors():
-            return sessions.list(owner_of(request), query)
+        return sessions.list(owner_of(request), query)
 
     def session_get(request: gr.Request, session_id: str) -> dict[str, Any]:
         """A session with its messages and files."""
-        with shown_errors():
-            return sessions.get(owner_of(request), session_id)
+        return sessions.get(owner_of(request), session_id)
 
     def session_rename(request: gr.Request, session_id: str, title: str) -> dict[str, Any]:
         """Rename a session."""
-        with shown_errors():
-            return sessions.rename(owner_of(request), session_id, title)
+        return sessions.rename(owner_of(request), session_id, title)
 
     async def session_delete(request: gr.Request, session_id: str) -> dict[str, Any]:
         """Delete a session; session_restore undoes it until undo_until (Unix time)."""
-        with shown_errors():
-            return service.delete_session(owner_of(request), session_id)
+        return service.delete_session(owner_of(request), session_id)
 
     def session_restore(request: gr.Request, session_id: str) -> dict[str, Any]:
         """Undo a deletion."""
-        with shown_errors():
-            return service.restore_session(owner_of(request), session_id)
+        return service.restore_session(owner_of(request), session_id)
 
     def session_export(request: gr.Request, session_id: str, format: str = "json") -> str:
         """A session as "json" or "markdown" text."""
-        with shown_errors():
-            return sessions.export(owner_of(request), session_id, format)
+        return sessions.export(owner_of(request), session_id, format)
 
     def session_import(request: gr.Request, text: str) -> dict[str, Any]:
         """Create a session from exported JSON text."""
-        with shown_errors():
-            return service.import_session(caller_of(request), text)
+        return service.import_session(caller_of(request), text)
 
     made = (session_create, session_list, session_get, session_rename)
     changed = (session_delete, session_restore, session_export, session_import)
@@ -115,44 +107,39 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
             "json_schema": json_schema,
             "regex": regex,
         }
-        with shown_errors():
-            owner = owner_of(request)
-            await service.check_model(caller_of(request), model)
-            turn = turns.start(owner, session_id, message, model=model, **values)
-            async for frame in frames(turn):
-                yield frame
+        owner = owner_of(request)
+        await service.check_model(caller_of(request), model)
+        turn = turns.start(owner, session_id, message, model=model, **values)
+        async for frame in frames(turn):
+            yield frame
 
     async def attach(
         request: gr.Request, session_id: str, offset: int = 0
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Watch the running answer, or get the last one; streams (text from offset on, status)."""
-        with shown_errors():
-            if not isinstance(offset, int) or offset < 0:
-                raise BadRequest("offset counts characters: a whole number from 0.")
-            async for frame in frames(turns.last(owner_of(request), session_id), offset):
-                yield frame
+        if not isinstance(offset, int) or offset < 0:
+            raise BadRequest("offset counts characters: a whole number from 0.")
+        async for frame in frames(turns.last(owner_of(request), session_id), offset):
+            yield frame
 
     async def regenerate(
         request: gr.Request, session_id: str, message_id: str
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Answer the same message again on a new branch; streams as chat does."""
-        with shown_errors():
-            async for frame in frames(turns.regenerate(owner_of(request), session_id, message_id)):
-                yield frame
+        async for frame in frames(turns.regenerate(owner_of(request), session_id, message_id)):
+            yield frame
 
     async def edit(
         request: gr.Request, session_id: str, message_id: str, text: str
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Change a message on a new branch; a user's message is answered anew, streamed as chat does."""
-        with shown_errors():
-            async for frame in frames(turns.edit(owner_of(request), session_id, message_id, text)):
-                yield frame
+        async for frame in frames(turns.edit(owner_of(request), session_id, message_id, text)):
+            yield frame
 
     async def resume(request: gr.Request, session_id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Continue the last answer where it was interrupted or stopped; streams as chat does."""
-        with shown_errors():
-            async for frame in frames(turns.resume(owner_of(request), session_id)):
-                yield frame
+        async for frame in frames(turns.resume(owner_of(request), session_id)):
+            yield frame
 
     # gr.api reads the type of one yield, not of the iterator, from the annotation.
     for streaming in (chat, attach, regenerate, edit, resume):
@@ -160,49 +147,41 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
 
     async def stop(request: gr.Request, session_id: str) -> dict[str, Any]:
         """Stop the running answer of a session; what it has so far is kept."""
-        with shown_errors():
-            return await turns.stop(owner_of(request), session_id)
+        return await turns.stop(owner_of(request), session_id)
 
     async def branch_select(request: gr.Request, session_id: str, message_id: str) -> dict[str, Any]:
         """Show the branch of a message (see its branches in session_get); returns the session."""
-        with shown_errors():
-            return service.select_branch(owner_of(request), session_id, message_id)
+        return service.select_branch(owner_of(request), session_id, message_id)
 
     async def queue_edit(request: gr.Request, session_id: str, turn_id: str, text: str) -> dict[str, Any]:
         """Change a message that waits for its answer."""
-        with shown_errors():
-            turns.edit_queued(owner_of(request), session_id, turn_id, text)
-            return {"turn_id": turn_id}
+        turns.edit_queued(owner_of(request), session_id, turn_id, text)
+        return {"turn_id": turn_id}
 
     async def queue_remove(request: gr.Request, session_id: str, turn_id: str) -> dict[str, Any]:
         """Withdraw a message that waits for its answer."""
-        with shown_errors():
-            turns.withdraw(owner_of(request), session_id, turn_id)
-            return {"turn_id": turn_id}
+        turns.withdraw(owner_of(request), session_id, turn_id)
+        return {"turn_id": turn_id}
 
     async def queue_send(request: gr.Request, session_id: str) -> dict[str, Any]:
         """Answer the messages that wait since the service was stopped."""
-        with shown_errors():
-            turn = turns.send_queued(owner_of(request), session_id)
-            return turn.status() if turn else {}
+        turn = turns.send_queued(owner_of(request), session_id)
+        return turn.status() if turn else {}
 
     async def session_settings(
         request: gr.Request, session_id: str, values: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Options of one session, after changing those given; null takes one back to the default."""
-        with shown_errors():
-            return turns.set_session_settings(owner_of(request), session_id, values or {})
+        return turns.set_session_settings(owner_of(request), session_id, values or {})
 
     async def settings_get(model: str = "") -> dict[str, Any]:
         """Sampling and system-prompt defaults, of all models or of one."""
-        with shown_errors():
-            return turns.settings(model)
+        return turns.settings(model)
 
     async def settings_set(request: gr.Request, values: dict[str, Any], model: str = "") -> dict[str, Any]:
         """Change sampling and system-prompt defaults; returns all of them."""
-        with shown_errors():
-            admin_only(request)
-            return turns.set_settings(values, model)
+        admin_only(request)
+        return turns.set_settings(values, model)
 
     streams: dict[str, Callable[..., Any]] = {"chat": chat, "attach": attach, "continue": resume}
     again: dict[str, Callable[..., Any]] = {"regenerate": regenerate, "edit": edit}
@@ -215,25 +194,21 @@ def _file_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
 
     def file_list(request: gr.Request, session_id: str) -> list[dict[str, Any]]:
         """The files of a session, oldest first."""
-        with shown_errors():
-            return files.listed(owner_of(request), session_id)
+        return files.listed(owner_of(request), session_id)
 
     def file_get(request: gr.Request, session_id: str, file_id: str) -> dict[str, Any]:
         """A file with the text that was read from it so far."""
-        with shown_errors():
-            return files.get(owner_of(request), session_id, file_id)
+        return files.get(owner_of(request), session_id, file_id)
 
     def file_remove(request: gr.Request, session_id: str, file_id: str) -> dict[str, Any]:
         """Remove a file, also while it is parsed: gone from the next prompt and from the disk."""
-        with shown_errors():
-            return files.remove(owner_of(request), session_id, file_id)
+        return files.remove(owner_of(request), session_id, file_id)
 
     def file_retry(
         request: gr.Request, session_id: str, file_id: str, password: str = "", encoding: str = ""
     ) -> dict[str, Any]:
         """Read a file anew, with a password (which is not kept), or in another encoding."""
-        with shown_errors():
-            return files.retry(owner_of(request), session_id, file_id, password, encoding)
+        return files.retry(owner_of(request), session_id, file_id, password, encoding)
 
     return {function.__name__: function for function in (file_list, file_get, file_remove, file_retry)}
 
@@ -243,23 +218,19 @@ def _memory_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
 
     def memory_list(request: gr.Request) -> dict[str, Any]:
         """What you want to be remembered in all your chats: on, and facts with id and text."""
-        with shown_errors():
-            return memory.listed(owner_of(request))
+        return memory.listed(owner_of(request))
 
     def memory_switch(request: gr.Request, on: bool) -> dict[str, Any]:
         """Use the facts in every prompt, or keep them unused; gives what memory_list gives."""
-        with shown_errors():
-            return memory.switch(owner_of(request), on is True)
+        return memory.switch(owner_of(request), on is True)
 
     def memory_set(request: gr.Request, id: str, text: str) -> dict[str, Any]:
         """Change a fact, or add one: with an empty id."""
-        with shown_errors():
-            return memory.set(owner_of(request), id, text)
+        return memory.set(owner_of(request), id, text)
 
     def memory_delete(request: gr.Request, id: str) -> dict[str, Any]:
         """Delete a fact; gives it, so that it can be added again."""
-        with shown_errors():
-            return memory.delete(owner_of(request), id)
+        return memory.delete(owner_of(request), id)
 
     return {function.__name__: function for function in (memory_list, memory_switch, memory_set, memory_delete)}
 
@@ -269,10 +240,9 @@ def _add_upload(service: Service) -> None:
 
     def file_upload(file: str | None, session_id: str, request: gr.Request) -> dict[str, Any]:
         """Upload a file to a session; it is parsed behind. See file_get for its state and text."""
-        with shown_errors():
-            if not file:
-                raise BadRequest("There is no file in this request.")
-            return service.files.add(owner_of(request), session_id, Path(file).name, Path(file))
+        if not file:
+            raise BadRequest("There is no file in this request.")
+        return service.files.add(owner_of(request), session_id, Path(file).name, Path(file))
 
     with gr.Row(visible=False):
         given = [gr.File(label="file"), gr.Textbox(label="session_id")]
@@ -282,19 +252,16 @@ def _add_upload(service: Service) -> None:
 def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
     def model_catalog() -> list[dict[str, Any]]:
         """Models that can be loaded."""
-        with shown_errors():
-            return service.catalogue.list()
+        return service.catalogue.list()
 
     def model_search(request: gr.Request, query: str) -> list[dict[str, Any]]:
         """Models on the Hugging Face hub that can be loaded: id, bytes, parameters, downloads, gated, local."""
-        with shown_errors():
-            admin_only(request)
-            return service.pool.search(query)
+        admin_only(request)
+        return service.pool.search(query)
 
     def model_list() -> list[dict[str, Any]]:
         """Models that are loaded or being loaded, with state and memory."""
-        with shown_errors():
-            return service.pool.list()
+        return service.pool.list()
 
     async def model_forecast(
         request: gr.Request, model: str, quantization: str = "none", context: int = 0
@@ -304,9 +271,8 @@ def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         Gives weights_bytes, kv_bytes_per_token, load_peak_bytes, peak_bytes (the most while it loads, or with a chat of
         ``context`` tokens), free_bytes, fits, and the idle models that would go (evicts).
         """
-        with shown_errors():
-            await service.check_model(caller_of(request), model)
-            return await asyncio.to_thread(service.pool.forecast, model, quantization, context)
+        await service.check_model(caller_of(request), model)
+        return await asyncio.to_thread(service.pool.forecast, model, quantization, context)
 
     async def model_load(
         request: gr.Request, model: str, quantization: str = "none", device: str = "auto"
@@ -315,51 +281,44 @@ def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
 
         Going away does not end it; model_unload does.
         """
-        with shown_errors():
-            admin_only(request)
-            async for row in service.pool.load(model, quantization, device):
-                yield row
+        admin_only(request)
+        async for row in service.pool.load(model, quantization, device):
+            yield row
 
     model_load.__annotations__["return"] = dict[str, Any]
 
     def model_unload(request: gr.Request, model: str) -> dict[str, int]:
         """Unload a model, or end its loading; gives the memory of the process, in bytes, before and after."""
-        with shown_errors():
-            admin_only(request)
-            return service.pool.unload(service.catalogue.entry(model).id)
+        admin_only(request)
+        return service.pool.unload(service.catalogue.entry(model).id)
 
     def model_pin(request: gr.Request, model: str, pinned: bool = True) -> dict[str, Any]:
         """Keep a loaded model in memory until it is unloaded, or no longer; gives its row."""
-        with shown_errors():
-            admin_only(request)
-            return service.pool.pin(service.catalogue.entry(model).id, pinned)
+        admin_only(request)
+        return service.pool.pin(service.catalogue.entry(model).id, pinned)
 
     def model_delete(request: gr.Request, model: str) -> dict[str, int]:
         """Delete the files that were downloaded or converted for a model; gives freed_bytes."""
-        with shown_errors():
-            admin_only(request)
-            return {"freed_bytes": service.pool.delete(model)}
+        admin_only(request)
+        return {"freed_bytes": service.pool.delete(model)}
 
     async def remote_add(request: gr.Request, url: str, key: str = "") -> dict[str, Any]:
         """Offer the models of another server with an OpenAI API, as remote:ID; key is its API key, and not shown again.
 
         Gives {url, state, models, key (whether there is one), running, error}. The same address again changes the key.
         """
-        with shown_errors():
-            admin_only(request)
-            return await service.servers.add(url, key)
+        admin_only(request)
+        return await service.servers.add(url, key)
 
     def remote_list(request: gr.Request) -> list[dict[str, Any]]:
         """The other servers whose models are offered, and how they are."""
-        with shown_errors():
-            admin_only(request)
-            return service.servers.list()
+        admin_only(request)
+        return service.servers.list()
 
     async def remote_remove(request: gr.Request, url: str) -> dict[str, Any]:
         """Offer the models of another server no longer."""
-        with shown_errors():
-            admin_only(request)
-            return await asyncio.to_thread(service.servers.remove, url)
+        admin_only(request)
+        return await asyncio.to_thread(service.servers.remove, url)
 
     made = (model_catalog, model_search, model_list, model_forecast, model_load, model_unload, model_pin, model_delete)
     remote = (remote_add, remote_list, remote_remove)

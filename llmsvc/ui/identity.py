@@ -1,12 +1,9 @@
-"""Who is asking, and errors as Gradio shows them."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Who is asking."""
 
 import gradio as gr
 
 from llmsvc.accounts import Caller
-from llmsvc.errors import Forbidden, LlmsvcError
+from llmsvc.errors import Forbidden
 from llmsvc.http import identity as http
 from llmsvc.logs import REQUEST
 
@@ -34,12 +31,3 @@ def admin_only(request: gr.Request) -> None:
     """Raises Forbidden for whoever must not change what is everybody's."""
     if not caller_of(request).admin:
         raise Forbidden("Only the admin of this service can change this.")
-
-
-@contextmanager
-def shown_errors() -> Iterator[None]:
-    """Turn our errors into toasts and client errors, with their text as it stands and no traceback."""
-    try:
-        yield
-    except LlmsvcError as error:
-        raise gr.Error(str(error), print_exception=False) from error

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from llmsvc.service import Service
-from llmsvc.ui.identity import caller_of, key_owner_of, shown_errors
+from llmsvc.ui.identity import caller_of, key_owner_of
 
 _JS = """
 element.addEventListener('click', (e) => {
@@ -51,19 +51,16 @@ class Keys:
         return not caller_of(request).guest
 
     async def _on_shown(self, request: gr.Request) -> str:
-        with shown_errors():
-            return await asyncio.to_thread(self._listed, key_owner_of(request))
+        return await asyncio.to_thread(self._listed, key_owner_of(request))
 
     async def _on_make(self, name: str, request: gr.Request) -> tuple[Any, ...]:
-        with shown_errors():
-            owner = key_owner_of(request)
-            made = await asyncio.to_thread(self._accounts.make_key, owner, name or "")
+        owner = key_owner_of(request)
+        made = await asyncio.to_thread(self._accounts.make_key, owner, name or "")
         return await asyncio.to_thread(self._listed, owner), "", gr.update(value=made["key"], visible=True)
 
     async def _on_revoke(self, event: gr.EventData, request: gr.Request) -> str:
-        with shown_errors():
-            owner = key_owner_of(request)
-            await asyncio.to_thread(self._accounts.revoke_key, owner, str(event.id))
+        owner = key_owner_of(request)
+        await asyncio.to_thread(self._accounts.revoke_key, owner, str(event.id))
         return await asyncio.to_thread(self._listed, owner)
 
     def _listed(self, owner: str) -> str:

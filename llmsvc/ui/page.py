@@ -11,12 +11,12 @@ import gradio as gr
 
 from llmsvc.accounts import Caller
 from llmsvc.chat.turn import can_continue
-from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound
+from llmsvc.errors import BadRequest, LlmsvcError, NotFound
 from llmsvc.models.memory import size
 from llmsvc.service import Service
 from llmsvc.ui import chat, files, memory, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
-from llmsvc.ui.identity import admin_only, caller_of, owner_of, shown_errors
+from llmsvc.ui.identity import admin_only, caller_of, owner_of
 from llmsvc.ui.keys import Keys
 from llmsvc.ui.layout import KNOBS, LOADING, Layout
 from llmsvc.ui.lean import LeanBlocks
@@ -183,11 +183,11 @@ class Page:
         news = news.over(self._files(tab, here))
         if tab.missed > 1:
             tab.mounted = ()
-            whole = self._show(tab.session_id, request)
+            whole = self._show(tab.session_id, request, listed=False)
             tab.repaired = tab.told
             return news.over(whole).values()
         if tab.session_id and self._is_old(owner, tab):
-            return news.over(self._opened(owner, tab)).values()
+            return news.over(self._opened(owner, tab, listed=False)).values()
         if here:
             news.waiting = self._waiting(service.sessions.window(owner, here, 1))
         return news.values()
@@ -205,18 +205,17 @@ class Page:
         if not text.strip():
             return View().values()
         kind, id_ = tab.editing
-        with shown_errors():
-            here = self._here(owner, tab.session_id)
+        session_id = here = self._here(owner, tab.session_id)
+        with _noted() as note:
             session_id = here or self._new_session(owner, tab)
-            try:
-                if kind == "queued":
-                    turns.edit_queued(owner, session_id, id_, text)
-                elif kind == "message":
-                    turns.edit(owner, session_id, id_, text, version=tab.version)
-                else:
-                    turns.start(owner, session_id, text, version=tab.version)
-            except Conflict as error:  # this tab is out of date: show what is there, keep the text in the box
-                return self._show(session_id, request, str(error)).values()
+            if kind == "queued":
+                turns.edit_queued(owner, session_id, id_, text)
+            elif kind == "message":
+                turns.edit(owner, session_id, id_, text, version=tab.version)
+            else:
+                turns.start(owner, session_id, text, version=tab.version)
+        if note:  # the text stays in the box
+            return self._show(session_id, request, "\n".join(note)).values()
         tab.editing = ("", "")
         sent = View(box=gr.update(value={"text": "", "files": []}), editing="", undo=gr.update(visible=False))
         return sent.over(self._show(session_id, request, listed=not here)).values()
@@ -233,8 +232,7 @@ class Page:
         owner, tab, turns = owner_of(request), self._tab(request, saved), self._service.turns
         action, id_, session_id = str(event.action), str(event.id), tab.session_id
         if action in ("edit", "edit-last", "edit-queued", "cancel"):
-            with shown_errors():
-                return self._edit(owner, tab, action, id_).values()
+            return self._edit(owner, tab, action, id_).values()
         if action.startswith("file-"):
             return (await asyncio.to_thread(self._file_action, owner, tab, action, id_, str(event.text))).values()
         with _noted() as note:
@@ -253,14 +251,13 @@ class Page:
         """Open, rename or delete the chosen chat."""
         owner, tab = owner_of(request), self._tab(request, saved)
         chosen, action = str(event.id), str(event.action)
-        with shown_errors():
-            if action == "open":
-                return self._show(chosen, request).values()
-            if action == "rename":
-                self._service.sessions.rename(owner, chosen, str(event.title))
-                return View(list=self._list(owner, tab, query)).values()
-            title = self._service.sessions.row(owner, chosen)["title"]
-            self._service.delete_session(owner, chosen)
+        if action == "open":
+            return self._show(chosen, request).values()
+        if action == "rename":
+            self._service.sessions.rename(owner, chosen, str(event.title))
+            return View(list=self._list(owner, tab, query)).values()
+        title = self._service.sessions.row(owner, chosen)["title"]
+        self._service.delete_session(owner, chosen)
         tab.deleted = chosen
         undo = View(undo=gr.update(value=f"Undo: delete “{title[:30]}”", visible=True))
         if chosen == tab.session_id:
@@ -270,14 +267,12 @@ class Page:
 
     async def on_undo(self, request: gr.Request) -> Values:
         tab = self._tabs.of(request)
-        with shown_errors():
-            self._service.restore_session(owner_of(request), tab.deleted)
+        self._service.restore_session(owner_of(request), tab.deleted)
         return View(undo=gr.update(visible=False)).over(self._show(tab.deleted, request)).values()
 
     async def on_import(self, path: str, request: gr.Request) -> Values:
         """Bring a chat from an exported file, and open it."""
-        with shown_errors():
-            created = await asyncio.to_thread(self._import, caller_of(request), Path(path))
+        created = await asyncio.to_thread(self._import, caller_of(request), Path(path))
         return self._show(created["id"], request).values()
 
     async def on_attach(self, saved: str, uploads: list[str], request: gr.Request) -> Values:
@@ -295,18 +290,17 @@ class Page:
     async def on_model(self, saved: str, event: gr.EventData, request: gr.Request) -> Values:
         """Use a model in this chat, pin it, or unload it."""
         owner, tab, model_id = owner_of(request), self._tab(request, saved), str(event.id)
-        with shown_errors():
-            if event.action == "unload":
-                admin_only(request)
-                await asyncio.to_thread(self._service.pool.unload, model_id)
-                return View().values()
-            if event.action in ("pin", "unpin"):
-                admin_only(request)
-                self._service.pool.pin(model_id, event.action == "pin")
-                return View().values()
-            await self._service.check_model(caller_of(request), model_id)
-            session_id = self._here(owner, tab.session_id) or self._new_session(owner, tab)
-            self._service.sessions.set_model(owner, session_id, model_id)
+        if event.action == "unload":
+            admin_only(request)
+            await asyncio.to_thread(self._service.pool.unload, model_id)
+            return View().values()
+        if event.action in ("pin", "unpin"):
+            admin_only(request)
+            self._service.pool.pin(model_id, event.action == "pin")
+            return View().values()
+        await self._service.check_model(caller_of(request), model_id)
+        session_id = self._here(owner, tab.session_id) or self._new_session(owner, tab)
+        self._service.sessions.set_model(owner, session_id, model_id)
         rows = self._service.pool.list()
         return View(table=self._table(owner, rows, model_id)).over(self._show(session_id, request)).values()
 
@@ -332,9 +326,8 @@ class Page:
         return View(list=await asyncio.to_thread(self._list, owner, tab, query)).values()
 
     async def on_load_model(self, model_id: str, quantization: str, request: gr.Request) -> None:
-        with shown_errors():
-            admin_only(request)
-            self._service.pool.request((model_id or "").strip(), quantization)
+        admin_only(request)
+        self._service.pool.request((model_id or "").strip(), quantization)
 
     async def on_models_shown(self) -> Any:
         listed = await asyncio.to_thread(self._service.catalogue.list)
@@ -354,9 +347,8 @@ class Page:
         """Delete the files of the chosen model; nothing when it was not confirmed."""
         if not model_id:
             return gr.skip()
-        with shown_errors():
-            admin_only(request)
-            freed = await asyncio.to_thread(self._service.pool.delete, model_id.strip())
+        admin_only(request)
+        freed = await asyncio.to_thread(self._service.pool.delete, model_id.strip())
         gr.Info(f"{size(freed)} are free again.")
         return await self.on_models_shown()
 
@@ -377,16 +369,14 @@ class Page:
         return models.servers(self._service.servers.list()) if admin else models.hint("The admin adds servers here.")
 
     async def on_add_server(self, url: str, key: str, request: gr.Request) -> tuple[str, str, str]:
-        with shown_errors():
-            admin_only(request)
-            await self._service.servers.add(url, key)
+        admin_only(request)
+        await self._service.servers.add(url, key)
         return await self.on_servers_shown(request), "", ""
 
     async def on_server(self, event: gr.EventData, request: gr.Request) -> str:
         """Remove a server."""
-        with shown_errors():
-            admin_only(request)
-            await asyncio.to_thread(self._service.servers.remove, str(event.id))
+        admin_only(request)
+        await asyncio.to_thread(self._service.servers.remove, str(event.id))
         return await self.on_servers_shown(request)
 
     # Memory: what the user wants to be remembered in every chat
@@ -398,13 +388,12 @@ class Page:
         """Turn it on or off; change, add, delete a fact, or bring back the last that was deleted."""
         owner, room, action = owner_of(request), self._service.memory, str(event.action)
         deleted = ""
-        with shown_errors():
-            if action == "switch":
-                room.switch(owner, bool(event.on))
-            elif action == "delete":
-                deleted = room.delete(owner, str(event.id))["text"]
-            else:
-                room.set(owner, str(event.id), str(event.text))
+        if action == "switch":
+            room.switch(owner, bool(event.on))
+        elif action == "delete":
+            deleted = room.delete(owner, str(event.id))["text"]
+        else:
+            room.set(owner, str(event.id), str(event.text))
         return memory.panel(room.listed(owner), deleted)
 
     # Settings: of all chats, and of the one that is open
@@ -427,9 +416,8 @@ class Page:
 
     async def on_common(self, model_id: str, request: gr.Request) -> tuple[Any, ...]:
         """Take back what one model has of its own."""
-        with shown_errors():
-            admin_only(request)
-            self._service.turns.set_settings(dict.fromkeys((*KNOBS, *LOADING)), model_id)
+        admin_only(request)
+        self._service.turns.set_settings(dict.fromkeys((*KNOBS, *LOADING)), model_id)
         return await self.on_whose(model_id, request)
 
     async def on_own_shown(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
@@ -448,24 +436,22 @@ class Page:
     def _default_saver(self, name: str) -> Callable[..., Any]:
         async def save(model_id: str, value: Any, request: gr.Request) -> None:
             turns = self._service.turns
-            with shown_errors():
-                admin_only(request)
-                given = _typed_in(name, value)
-                if turns.settings(model_id or "")[name] != given:
-                    turns.set_settings({name: given}, model_id or "")
+            admin_only(request)
+            given = _typed_in(name, value)
+            if turns.settings(model_id or "")[name] != given:
+                turns.set_settings({name: given}, model_id or "")
 
         return save
 
     def _own_saver(self, name: str) -> Callable[..., Any]:
         async def save(saved: str, value: Any, request: gr.Request) -> None:
             owner, tab, turns = owner_of(request), self._tab(request, saved), self._service.turns
-            with shown_errors():
-                change = {name: _typed_in(name, value)}
-                if here := self._here(owner, tab.session_id):
-                    if turns.session_settings(owner, here)[name] != change[name]:
-                        turns.set_session_settings(owner, here, change)
-                elif turns.settings()[name] != change[name]:
-                    tab.settings |= change  # kept until the first message makes the chat
+            change = {name: _typed_in(name, value)}
+            if here := self._here(owner, tab.session_id):
+                if turns.session_settings(owner, here)[name] != change[name]:
+                    turns.set_session_settings(owner, here, change)
+            elif turns.settings()[name] != change[name]:
+                tab.settings |= change  # kept until the first message makes the chat
 
         return save
 

@@ -36,7 +36,8 @@ class Quick:
         if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
             request = Request(scope, receive)
             body = await request.body()
-            if response := await self._answer(request, body):
+            plain = request.headers.get("content-type", "").partition(";")[0].strip() == "application/json"
+            if plain and (response := await self._answer(request, body)):
                 await response(scope, receive, send)
                 return
             receive = _again(body, receive)

@@ -37,7 +37,7 @@ class ShutBlocks(gr.Blocks):  # type: ignore[misc]
 
 @contextmanager
 def closed() -> Iterator[None]:
-    """Raises gr.Error for whatever fails in it."""
+    """Raises gr.Error for whatever fails in it, with the text of our own errors: toasts, and errors of clients."""
     try:
         yield
     except gr.Error as error:

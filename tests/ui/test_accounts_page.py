@@ -16,7 +16,9 @@ ADMIN, USER = ("ann", "one two"), ("bob", "three")
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Iterator[App]:
     own = with_models_of(data_dir, tmp_path_factory.mktemp("accounts"))
-    running = App(own, "--auth", ":".join(ADMIN), "--auth", ":".join(USER), "--guests").wait()
+    running = App(
+        own, "--auth", ":".join(ADMIN), "--auth", ":".join(USER), "--guests", "--guest-rate-limit", "1"
+    ).wait()
     yield running
     running.stop()
 
@@ -87,4 +89,20 @@ def test_keys_are_made_and_revoked(shared, browser) -> None:
     page.locator("#key-list").get_by_role("button", name="Revoke").click()
     expect(page.locator("#key-list")).to_contain_text("You have no keys")
     assert asked() == 401
+    page.context.close()
+
+
+def test_a_refused_first_message_stays_in_the_composer_and_makes_no_second_chat(shared, browser) -> None:
+    page = opened(shared, browser)
+    composer = page.locator("#composer textarea")
+    composer.fill("Say hi.")
+    composer.press("Enter")
+    expect(composer).to_have_value("")
+    page.locator("#new-chat").click()
+    for _ in range(2):
+        composer.fill("Too soon.")
+        composer.press("Enter")
+        expect(page.locator("#editing")).to_contain_text("more than 1 answers a minute. Wait")
+        expect(composer).to_have_value("Too soon.")
+        expect(page.locator("#sessions li")).to_have_count(2)
     page.context.close()
