@@ -5,13 +5,15 @@ pages. `manuals`: the descriptions that come with ten packages, Markdown and reS
 starlette, httpx and tinydb. Their questions are worded by hand (``bench/questions.txt``), half of them were held out.
 `undocumented`: modules of the standard library without their docstrings, the question being the docstring's first
 sentence, which is harder than what users have. All beside plain BM25: windows of 900 characters, words as they are, the
-best five. ``--misses`` prints what was not found. Writes ``bench/results/retrieval.json``.
+best five. Each file's vectors are made before it is asked about, which takes some minutes.
+``--misses`` prints what was not found. Writes ``bench/results/retrieval.json``.
 """
 
 import argparse
 import ast
 import importlib
 import re
+import tempfile
 import time
 from dataclasses import dataclass
 from importlib.metadata import metadata
@@ -25,8 +27,9 @@ from markdown_it import MarkdownIt
 from bench.report import write_results
 from llmsvc.chat import context
 from llmsvc.files.chunks import Cutter
+from llmsvc.files.meaning import Meaning
 from llmsvc.files.retrieval import Document, Library
-from llmsvc.models.catalogue import SMOLLM2, Catalogue
+from llmsvc.models.catalogue import MINILM, SMOLLM2, Catalogue
 from llmsvc.models.download import fetch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -237,7 +240,7 @@ def removed(tokenizer: Any, library: Library, questions: list[Question]) -> int:
     for question in questions[::5]:
         prompt = context.build(tokenizer, WINDOW, "", iter(()), question.text, library=library)
         gone = prompt.sources[0]["file_id"]
-        left = Library([document for document in library.documents if document.id != gone])
+        left = Library([document for document in library.documents if document.id != gone], (), library.meaning)
         said = {"context": prompt.ledger.row(), "sources": list(prompt.sources)}
         older = [
             {"role": "assistant", "content": "Yes.", "depth": 2, **said},
@@ -265,6 +268,17 @@ def peer(tokenizer: Any, library: Library, questions: list[Question], best: int 
     return {"in_prompt": hits / len(questions), "tokens": tokens / len(questions)}
 
 
+def meant(meaning: Meaning, found: list[Document], folder: Path) -> float:
+    """Make the vectors of each file; how long that took."""
+    start = time.perf_counter()
+    for document in found:
+        document.vectors = folder / document.id
+        meaning.of(document)
+    while any(meaning.of(document) is None for document in found):
+        time.sleep(0.1)
+    return time.perf_counter() - start
+
+
 def sets() -> dict[str, tuple[list[Document], list[Question]]]:
     found = {"reference": reference(), "manuals": manuals(), "code": code()}
     return {**{name: (docs, asked(name, docs)) for name, docs in found.items()}, "undocumented": undocumented()}
@@ -277,16 +291,22 @@ def main() -> None:
     parser.add_argument("data", nargs="?", type=Path, default=ROOT / "data", help="a data directory with the model")
     parser.add_argument("--misses", action="store_true")
     options = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(fetch(Catalogue(options.data / "models"), SMOLLM2, lambda *_: None))
+    catalogue = Catalogue(options.data / "models")
+    tokenizer = AutoTokenizer.from_pretrained(fetch(catalogue, SMOLLM2, lambda *_: None))
+    encoder = fetch(catalogue, MINILM, lambda *_: None)
     results: dict[str, Any] = {}
     for name, (found, questions) in sets().items():
-        library = Library(found)
-        row = results[name] = {"questions": len(questions), "files": len(found)}
-        row["chunks"] = sum(len(document.chunks) for document in found)
-        row["ours"], row["plain"] = ours(tokenizer, library, questions), peer(tokenizer, library, questions)
+        with tempfile.TemporaryDirectory() as folder:
+            meaning = Meaning(lambda: encoder)
+            seconds = meant(meaning, found, Path(folder))
+            library = Library(found, (), meaning)
+            row = results[name] = {"questions": len(questions), "files": len(found)}
+            row["chunks"] = sum(len(document.chunks) for document in found)
+            row["vectors_s"] = seconds
+            row["ours"], row["plain"] = ours(tokenizer, library, questions), peer(tokenizer, library, questions)
+            if len(found) > 1:
+                row["removed_files_in_prompts"] = removed(tokenizer, library, questions)
         misses = row["ours"].pop("misses")
-        if len(found) > 1:
-            row["removed_files_in_prompts"] = removed(tokenizer, library, questions)
         print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in row.items() if isinstance(value, int)))
         for way in ("ours", "plain"):
             print(f"  {way:6}", "  ".join(f"{key} {value:.3g}" for key, value in row[way].items()))

@@ -13,7 +13,9 @@ from llmsvc.chat.turns import Turns
 from llmsvc.errors import StorageError
 from llmsvc.files.files import Files
 from llmsvc.files.limits import Limits
-from llmsvc.models.catalogue import Catalogue
+from llmsvc.files.meaning import Meaning
+from llmsvc.models.catalogue import MINILM, Catalogue
+from llmsvc.models.download import fetch
 from llmsvc.models.pool import Budget, ModelPool
 from llmsvc.models.pooled import PooledModel
 from llmsvc.models.servers import Servers
@@ -45,7 +47,8 @@ class Service:
             lambda model: self.turns.loading(model),
         )
         self.servers = Servers(self.database.index("remotes"), self.pool, settings.remote)
-        self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)))
+        meaning = Meaning(lambda: fetch(self.catalogue, MINILM, lambda *_: None))
+        self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)), meaning)
         self.sessions = Sessions(self.database, self.default_model, self.files)
         self.memory = Memory(self.database)
         rates = Rates(

@@ -114,6 +114,15 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder of files, brought to the disk through its real sources, once per run."""
+    from llmsvc.models.catalogue import MINILM, Catalogue
+    from llmsvc.models.download import fetch
+
+    return fetch(Catalogue(tmp_path_factory.mktemp("encoder") / "models"), MINILM, lambda *_: None)
+
+
+@pytest.fixture(scope="session")
 def tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
@@ -121,12 +130,13 @@ def tokenizer(model_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
-    """A data directory that has the model already."""
-    from llmsvc.models.catalogue import SMOLLM2, Catalogue
+def data_dir(tmp_path_factory: pytest.TempPathFactory, model_dir: Path, encoder_dir: Path) -> Path:
+    """A data directory that has the models already."""
+    from llmsvc.models.catalogue import MINILM, SMOLLM2, Catalogue
 
     data = tmp_path_factory.mktemp("data") / "data"
-    shutil.copytree(model_dir, Catalogue(data / "models").folder(SMOLLM2.id))
+    for entry, folder in ((SMOLLM2, model_dir), (MINILM, encoder_dir)):
+        shutil.copytree(folder, Catalogue(data / "models").folder(entry.id))
     return data
 
 
@@ -161,12 +171,13 @@ def app(data_dir: Path) -> Iterator[App]:
 
 
 @pytest.fixture
-def own_data(tmp_path: Path, model_dir: Path, request: pytest.FixtureRequest) -> Path:
+def own_data(tmp_path: Path, model_dir: Path, encoder_dir: Path, request: pytest.FixtureRequest) -> Path:
     """A data directory of the test's own; the weights are links to the shared ones."""
-    from llmsvc.models.catalogue import SMOLLM2, Catalogue
+    from llmsvc.models.catalogue import MINILM, SMOLLM2, Catalogue
 
     data = tmp_path / "data"
-    shutil.copytree(model_dir, Catalogue(data / "models").folder(SMOLLM2.id), copy_function=os.link)
+    for entry, folder in ((SMOLLM2, model_dir), (MINILM, encoder_dir)):
+        shutil.copytree(folder, Catalogue(data / "models").folder(entry.id), copy_function=os.link)
     if compiled := request.config.getoption("--compiled"):
         shutil.copytree(compiled, data / "compiled")
     return data

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from llmsvc.chat.material import WHOLE_SHARE, Desk, choose, lay_out, quote
+from llmsvc.chat.material import PASSAGES_SHARE, Desk, choose, lay_out, quote
 from llmsvc.chat.past import Attics, Chat, Cut, Cuts, Past, Turn, number
 from llmsvc.errors import BadRequest
 from llmsvc.files.retrieval import Library
@@ -22,6 +22,8 @@ KEEP_SHARE, CUT_SHARE = 0.75, 0.35
 they have more, they are cut down to the second."""
 ONE_PASSAGE = 260
 """Tokens: where something is looked up, there is room for this at least."""
+READING_SECONDS, LEAST_PASSAGES = 5.0, 1500
+"""What is looked up for a message takes a model at most so long to read, unless it has fewer tokens than the second."""
 EARLY = 0.15
 """So much before they must be, turns are cut in idle time."""
 MEMORY_SHARE, RECALL_SHARE = 0.125, 0.08
@@ -107,19 +109,22 @@ def build(
     facts: Sequence[str] = (),
     cuts: Cuts | None = None,
     attics: Attics | None = None,
+    speed: float = 0.0,
 ) -> Prompt:
     """Newest message whole, then as many whole turns as fit, newest first.
 
     ``older``: earlier messages, newest first, read only as far as they fit; ``depth``: how many messages there are with
     this one; ``answer``: what is there of an answer that is continued, and ``sources`` what it had of the files.
-    ``facts``: what the user wants to be remembered. Raises BadRequest, with the numbers, when the newest message alone
+    ``facts``: what the user wants to be remembered. ``speed``: tokens that the model reads in a second, if that is
+    known; a slow one gets fewer passages. Raises BadRequest, with the numbers, when the newest message alone
     leaves no room for an answer: it is never cut.
     """
     past = Past(older, library, cuts, attics)
     page = _Page(tokenizer, window, system, library, facts, answer)
     alone = page.make_room(text, past.cut)
     used, cut, tokens = _turns(past, page, text, alone)
-    chosen, pieces = _found(past, page, text, used, cut, len(tokens), sources)
+    most = max(LEAST_PASSAGES, int(READING_SECONDS * speed)) if speed else page.budget
+    chosen, pieces = _found(past, page, text, used, cut, min(most, page.budget - len(tokens)), sources)
     head, turns = page.head(), past.chat(used, cut.bare)
     if chosen or pieces:
         tokens = page.encode([*head, *turns, page.asked(chosen, past.quote(pieces), text)])
@@ -211,20 +216,19 @@ def _turns(past: Past, page: "_Page", text: str, alone: list[int], early: float 
 
 
 def _found(
-    past: Past, page: "_Page", text: str, used: int, cut: Cut, taken: int, sources: Sequence[Row]
+    past: Past, page: "_Page", text: str, used: int, cut: Cut, left: int, sources: Sequence[Row]
 ) -> tuple[list[Row], list[Row]]:
-    """Passages of files, and pieces of left-out turns, that the message is about."""
+    """Passages of files, and pieces of left-out turns, that the message is about, in ``left`` tokens."""
     pieces: list[Row] = []
     if not text:
         return [], pieces
-    left = page.budget - taken
     most = min(left, int(RECALL_SHARE * page.budget))
     for piece in past.recall(text, past.recalled(used, cut.bare)):
         if page.count(past.quote([*pieces, piece])) <= (most if pieces else left):
             pieces.append(piece)
     if not page.desk.library.documents:
         return [], pieces
-    left = min(left - (page.count(past.quote(pieces)) if pieces else 0), int(WHOLE_SHARE * page.budget))
+    left = min(left - (page.count(past.quote(pieces)) if pieces else 0), int(PASSAGES_SHARE * page.budget))
     known = past.sources(used, cut.bare)
     chosen = list(sources) or choose(page.desk, text, past.asked(), page.count, left, known)
     return [source for source in chosen if not source.get("whole")], pieces

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from llmsvc.files.retrieval import Chunk, Document, Library
 from llmsvc.store.database import Row
 
-WHOLE_SHARE = 0.5
-"""Of what the model may read: so much for whole files together, and for the passages that come with one message."""
+WHOLE_SHARE, SOME_SHARE, PASSAGES_SHARE = 0.5, 0.1, 0.85
+"""Of what the model may read: at most so much for whole files if those are all files, or else, and for the passages of
+one message."""
 MOST_PASSAGES = 100
 _WIDE = re.compile(r"\b(list|all|every|each|how many|count|summar\w*|overview|whole|entire|complete)\b", re.IGNORECASE)
 
@@ -51,12 +52,19 @@ class Desk:
 
 def lay_out(library: Library, budget: int, count: Count) -> Desk:
     """Whole files, oldest first, as long as they fit into their share: whatever is asked, the same ones."""
-    desk, left = Desk(library, left_out=list(library.unread)), int(budget * WHOLE_SHARE)
-    for document in library.documents:
+    whole = _fitting(library.documents, int(budget * WHOLE_SHARE), count)
+    if len(whole) < len(library.documents):
+        whole = _fitting(library.documents, int(budget * SOME_SHARE), count)
+    return Desk(library, whole, list(library.unread))
+
+
+def _fitting(documents: Sequence[Document], left: int, count: Count) -> list[Document]:
+    found = []
+    for document in documents:
         if document.characters <= 8 * left and (needed := count(_fenced(document))) <= left:
-            desk.whole.append(document)
+            found.append(document)
             left -= needed
-    return desk
+    return found
 
 
 def choose(desk: Desk, question: str, before: str, count: Count, most: int, known: Iterable[Row]) -> list[Row]:

@@ -18,7 +18,14 @@ class Prompts:
         self._attics = Attics()
 
     def build(
-        self, session_id: str, loaded: LoadedModel, system: str, question: str, begun: str, sources: list[Row]
+        self,
+        session_id: str,
+        loaded: LoadedModel,
+        system: str,
+        question: str,
+        begun: str,
+        sources: list[Row],
+        speed: float,
     ) -> context.Prompt:
         """For the answer to the message ``question`` (an id). See ``context.build``, also for what it raises."""
         with self._db.session_rows(session_id, "messages") as rows:
@@ -26,7 +33,7 @@ class Prompts:
             row = next(above)
             place = (loaded.tokenizer, loaded.window, system, above, row["content"], begun, row["depth"])
             library = self._files.library(session_id)
-            return context.build(*place, library, sources, **self._known(session_id))
+            return context.build(*place, library, sources, speed=speed, **self._known(session_id))
 
     def plan(self, session_id: str, loaded: LoadedModel, system: str) -> context.Plan | None:
         """What to cut before the next message comes."""

@@ -482,7 +482,7 @@ class Turns:
         if engine is None or loaded is None:
             raise Unavailable(f"{model} was unloaded. Send the message again to load it.")
         await self._files_read(turn)
-        given = (turn.session_id, loaded, chosen["system"], question, turn.text, turn.sources)
+        given = (turn.session_id, loaded, chosen["system"], question, turn.text, turn.sources, engine.reading)
         prompt = await asyncio.to_thread(self._prompts.build, *given)
         if turn.outcome:
             return

@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,6 +30,9 @@ from llmsvc.engine.warmup import PagedWarmup, Warmup, keep_kernels
 from llmsvc.errors import BadRequest, Busy, LlmsvcError, Unavailable
 
 log = logging.getLogger(__name__)
+
+TIMED = 128
+"""Tokens: what is shorter says little of how fast prompts are read."""
 
 
 class Engine:
@@ -79,6 +83,8 @@ class Engine:
         self._token_bytes = _token_bytes(model)
         self.tokens = 0
         """Made since the start."""
+        self.reading = 0.0
+        """Tokens of prompts per second, lately; 0 on a GPU, where it is no matter."""
         self._late = model.device.type != "cpu"
         self._untold: deque[tuple[Sequence, int, int, FinishReason | None]] = deque()
         """Chosen tokens whose text is to be delivered: how many there were with it, and why it is the last."""
@@ -230,6 +236,8 @@ class Engine:
             if isinstance(self._runner, PagedRunner):
                 self._runner.follows = self._do(can_follow, self._model)
             self._do(self._runner.prefill, 0, [0], 0)  # this sets up kernels for a second: nobody should wait for it
+            if not self._late:
+                self._do(self._read, 0, [0] * min(TIMED, self.window), 0)
             self._runner.reset()
         except Exception:
             log.exception("warm-up failed")
@@ -343,11 +351,20 @@ class Engine:
 
     def _prefill(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
-        last = self._runner.prefill(sequence.slot, sequence.tokens[chunk.start : chunk.end], chunk.start)
+        last = self._read(sequence.slot, sequence.tokens[chunk.start : chunk.end], chunk.start)
         self._tell()
         self._scheduler.advance(sequence, chunk.end)
         if chunk.end == len(sequence.tokens):
             self._choose((sequence,), last)
+
+    def _read(self, slot: int, tokens: list[int], start: int) -> torch.Tensor:
+        """Prefill, and on a CPU measure how fast that is."""
+        began = time.perf_counter()
+        last = self._runner.prefill(slot, tokens, start)
+        if len(tokens) >= TIMED and not self._late:
+            speed = len(tokens) / (time.perf_counter() - began)
+            self.reading += (speed - self.reading) * (0.2 if self.reading else 1.0)
+        return last
 
     def _shrunk(self, error: Exception) -> bool:
         """Whether this was for want of memory, and there is some now."""

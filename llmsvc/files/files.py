@@ -16,13 +16,14 @@ from typing import Any
 from llmsvc.errors import BadRequest, Conflict, NotFound, StorageError
 from llmsvc.files.ingest import Ingest, Job, Outcome
 from llmsvc.files.limits import GUESTS_TOGETHER, Limits, size
+from llmsvc.files.meaning import Meaning
 from llmsvc.files.retrieval import Document, Library
 from llmsvc.store.database import Database, Row
 
 _LONGEST_NAME = 120
 _LIBRARIES = 8
 """Chats whose files and index stay in memory."""
-_UNFINISHED = ("queued", "parsing")
+_UNFINISHED, _READ = ("queued", "parsing"), ("ready", "partial")
 
 
 class Files:
@@ -33,8 +34,8 @@ class Files:
     ``state`` is queued, parsing, ready, partial, needs OCR or failed; ``progress`` goes from 0 to 1.
     """
 
-    def __init__(self, database: Database, limits: Limits) -> None:
-        self._db, self.limits = database, limits
+    def __init__(self, database: Database, limits: Limits, meaning: Meaning | None = None) -> None:
+        self._db, self.limits, self._meaning = database, limits, meaning or Meaning()
         self._ingest = Ingest(limits)
         self._unfinished = database.index("files")
         self._jobs: dict[str, Job] = {}
@@ -126,11 +127,10 @@ class Files:
         with self._lock:
             known = self._libraries.get(session_id)
         if known is None or known[0] != key:
-            read = [row for row in rows if row["state"] in ("ready", "partial")]
-            pages = (self._pages(session_id, row["id"]) for row in read)
-            documents = [Document(row, text, order) for order, (row, text) in enumerate(zip(read, pages, strict=True))]
+            read = [row for row in rows if row["state"] in _READ]
+            documents = [self._document(session_id, row, order) for order, row in enumerate(read)]
             unread = [f"{row['name']} was not read ({row['state']})" for row in rows if row not in read]
-            known = key, Library(documents, unread)
+            known = key, Library(documents, unread, self._meaning)
             with self._lock:
                 self._libraries[session_id] = known
                 self._libraries.move_to_end(session_id)
@@ -179,8 +179,12 @@ class Files:
         with self._lock:
             self._halt(list(self._jobs))
         self._ingest.close()
+        self._meaning.close()
 
     # Inside
+
+    def _document(self, session_id: str, row: Row, order: int = 0) -> Document:
+        return Document(row, self._pages(session_id, row["id"]), order, self._db.vectors(session_id, row["id"]))
 
     def _pages(self, session_id: str, file_id: str) -> list[Row]:
         with self._db.file_rows(session_id, file_id, "pages") as pages:
@@ -255,10 +259,14 @@ class Files:
                     del self._jobs[id_]
                     self._unfinished.remove(id_)
             self._changed(session_id)
+            if outcome.state in _READ:
+                self._meaning.want(id_, lambda: self._document(session_id, self._db.file(session_id, id_)))
 
         self._ingest.submit(job, work.begin, work.take, end)
 
     def _halt(self, ids: Iterable[str]) -> None:
+        ids = list(ids)
+        self._meaning.drop(ids)
         with self._lock:
             jobs = [job for id_ in ids if (job := self._jobs.pop(id_, None))]
         for job in jobs:

@@ -7,9 +7,14 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmsvc.store.database import Row
+
+if TYPE_CHECKING:
+    from llmsvc.files.encoder import Array
+    from llmsvc.files.meaning import Meaning
 
 _WORD = re.compile(r"[^\W_]+")
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
@@ -23,10 +28,12 @@ _STOP = frozenset(_STOP_WORDS.split())
 
 
 FAINT = 0.45
-"""What has so much less of the question than the best passage is noise, and costs the model time."""
-MEANING = 0.6
-"""How much likeness in meaning counts beside the words, each in parts of its best."""
-NAMED = 1 + MEANING
+"""What has so much less of the question than the first passage is noise, and costs the model time."""
+ALIKE, MEANING = 0.6, 1.0
+"""How much likeness by word vectors, and by the encoder's, count beside the words, each in parts of its best."""
+RELATED = 0.3
+"""Cosine of what has to do with each other, by the encoder."""
+NAMED = 1 + ALIKE + MEANING
 """What passages of a file that the question names have ahead: they come before all others."""
 
 
@@ -58,8 +65,9 @@ class Chunk:
 class Document:
     """One file that was read."""
 
-    def __init__(self, row: Row, pages: list[Row], order: int = 0) -> None:
-        self.order = order
+    def __init__(self, row: Row, pages: list[Row], order: int = 0, vectors: Path = Path()) -> None:
+        """``vectors``: where those of its chunks are kept, once they are made."""
+        self.order, self.vectors = order, vectors
         self.id, self.name, self.kind = row["id"], row["name"], row["kind"]
         self.pages: list[str] = [page["text"] for page in pages]
         self.chunks = [
@@ -73,15 +81,17 @@ class Document:
         above = [part for part in head.split(" › ") if part and not part.startswith("|")]
         return above[-1][:60] if above else f"part {page}" if len(self.pages) > 1 else ""
 
+    @property
+    def passages(self) -> list[str]:
+        """As they are searched: with what stands above each, and the file's name."""
+        return [f"{self.name} {chunk.head}\n{chunk.text}" for chunk in self.chunks]
+
     @cached_property
     def terms(self) -> list[tuple[list[str], Any]]:
-        """Of each chunk: its words, and the pieces of which its vector is made.
-
-        With what stands above the passage; the file's name counts too, but never as more than the passage.
-        """
+        """Of each chunk: its words, and the pieces of which its word vectors are summed."""
         from llmsvc.files.vectors import pieces_of
 
-        texts = [f"{self.name} {chunk.head}\n{chunk.text}" for chunk in self.chunks]
+        texts = self.passages
         return list(zip((words(text) or [""] for text in texts), pieces_of(texts), strict=True))
 
     @cached_property
@@ -95,10 +105,13 @@ class Document:
 class Library:
     """The files of a chat that were read, oldest first. Immutable, but for the index that is built when first asked."""
 
-    def __init__(self, documents: Iterable[Document] = (), unread: Iterable[str] = ()) -> None:
-        self.documents, self.unread = list(documents), list(unread)
+    def __init__(
+        self, documents: Iterable[Document] = (), unread: Iterable[str] = (), meaning: "Meaning | None" = None
+    ) -> None:
+        self.documents, self.unread, self.meaning = list(documents), list(unread), meaning
         self._lock = threading.Lock()
         self._built: tuple[list[Chunk], Any, Any] | None = None
+        self._meant: tuple[Array, Array, Array] | None = None
 
     def find(self, file_id: str) -> Document | None:
         return next((found for found in self.documents if found.id == file_id), None)
@@ -114,23 +127,56 @@ class Library:
         ]
 
     def search(self, query: str, limit: int, without: frozenset[str] = frozenset()) -> list[Chunk]:
-        """At most ``limit`` chunks that have words of the query, best first; none of the files ``without``."""
+        """At most ``limit`` chunks that have words of the query, or mean the same, best first; none of ``without``."""
         import numpy as np
 
         chunks, index, vectors = self._index()
-        asked = [word for word in dict.fromkeys(words(query)) if word in index.vocab_dict] if index else []
-        if not asked:
+        if not chunks:
             return []
-        scores = index.get_scores(asked)
+        asked = [word for word in dict.fromkeys(words(query)) if word in index.vocab_dict]
+        near = self._near(query)
+        if not asked and (near is None or not near.any()):
+            return []
+        scores = index.get_scores(asked) if asked else np.zeros(len(chunks), np.float32)
         likeness = np.maximum(vectors.likeness(query), 0)
-        scores = scores / (scores.max() or 1) + MEANING * likeness / (likeness.max() or 1)
+        scores = scores / (scores.max() or 1) + ALIKE * likeness / (likeness.max() or 1)
+        if near is not None:
+            scores += MEANING * near / (near.max() or 1)
+        first: Any = 0
         named = {document.id for document in self.named(query)}
         if 0 < len(named) < len(self.documents):
-            scores += NAMED * np.array([chunk.file.id in named for chunk in chunks])
-        order = np.argsort(-scores, kind="stable")
+            first = NAMED * np.array([chunk.file.id in named for chunk in chunks])
+        order = np.argsort(-(scores + first), kind="stable")
         least = FAINT * scores[order[0]]
         found = (chunks[at] for at in order if scores[at] > least)
         return [chunk for chunk, _ in zip((c for c in found if c.file.id not in without), range(limit), strict=False)]
+
+    def _near(self, query: str) -> "Array | None":
+        """How near each chunk's meaning is to that of a text, from 0 to 1; None while not all vectors are there.
+
+        What all chunks share is taken out, but 0 for all where none is ``RELATED`` with it.
+        """
+        import numpy as np
+
+        from llmsvc.files.vectors import unit
+
+        if self.meaning is None:
+            return None
+        with self._lock:
+            if self._meant is None:
+                found = [rows for document in self.documents if (rows := self.meaning.of(document)) is not None]
+                if len(found) < len(self.documents):
+                    return None
+                rows = np.concatenate(found)
+                shared = rows.mean(axis=0)
+                self._meant = rows, unit(rows - shared), shared
+            whole, rows, shared = self._meant
+        asked = self.meaning.query(query)
+        if asked is None:
+            return None
+        related = (whole @ asked).max() > RELATED
+        near: Array = np.maximum(rows @ unit(asked - shared), 0) * np.float32(related)
+        return near
 
     def _index(self) -> tuple[list[Chunk], Any, Any]:
         with self._lock:

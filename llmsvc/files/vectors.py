@@ -28,14 +28,14 @@ class Vectors:
         for ids in pieces:
             texts_with[np.unique(ids)] += 1
         self._weights = np.log(1 + (len(pieces) - texts_with + 0.5) / (texts_with + 0.5))
-        rows = _unit(np.stack([self._sum(ids) for ids in pieces]))
+        rows = unit(np.stack([self._sum(ids) for ids in pieces]))
         self._shared = rows.mean(axis=0)
-        self._rows = _unit(rows - self._shared)
+        self._rows = unit(rows - self._shared)
 
     def likeness(self, text: str) -> "Array":
         """Cosine with each text."""
         (ids,) = pieces_of([text])
-        found: Array = self._rows @ _unit(_unit(self._sum(ids)) - self._shared)
+        found: Array = self._rows @ unit(unit(self._sum(ids)) - self._shared)
         return found
 
     def _sum(self, ids: Any) -> "Array":
@@ -54,7 +54,8 @@ def pieces_of(texts: list[str]) -> "list[Pieces]":
     return found
 
 
-def _unit(rows: "Array") -> "Array":
+def unit(rows: "Array") -> "Array":
+    """Each of length 1."""
     import numpy as np
 
     found: Array = rows / (np.linalg.norm(rows, axis=-1, keepdims=True) + 1e-9)

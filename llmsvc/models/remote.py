@@ -70,6 +70,7 @@ class RemoteEngine:
     """
 
     kv_bytes = cached = 0
+    reading = 0.0
 
     def __init__(self, model_id: str, loop: asyncio.AbstractEventLoop) -> None:
         self.servers: tuple[Server, ...] = ()

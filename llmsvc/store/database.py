@@ -178,6 +178,10 @@ class Database:
         """Where an uploaded file is kept as it came."""
         return self._file_path(session_id, file_id).with_suffix(".original")
 
+    def vectors(self, session_id: str, file_id: str) -> Path:
+        """Where the vectors of its passages are kept."""
+        return self._file_path(session_id, file_id).with_suffix(".vectors")
+
     def file(self, session_id: str, file_id: str) -> Row:
         """Raises NotFound."""
         with self.session_rows(session_id, "files") as rows:
@@ -200,6 +204,7 @@ class Database:
         except StorageError:  # damaged, so it cannot even be opened
             self._texts.forget(path)
             _unlink(path, path.with_name(path.name + ".journal"))
+        _unlink(self.vectors(session_id, file_id))
 
     def remove_file(self, session_id: str, file_id: str) -> None:
         """Its row, its text and its original. A crash in the middle is finished at the next start."""

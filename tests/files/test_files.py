@@ -17,6 +17,7 @@ from llmsvc.chat.sessions import Sessions
 from llmsvc.errors import BadRequest, Conflict, NotFound
 from llmsvc.files.files import Files, clean_name
 from llmsvc.files.limits import Limits
+from llmsvc.files.meaning import Meaning
 from llmsvc.store.database import Database
 
 OVER = ("ready", "partial", "needs OCR", "failed")
@@ -25,10 +26,10 @@ OVER = ("ready", "partial", "needs OCR", "failed")
 class Room:
     """The files of one chat."""
 
-    def __init__(self, folder: Path, limits: Limits) -> None:
+    def __init__(self, folder: Path, limits: Limits, meaning: Meaning | None = None) -> None:
         self.folder = folder
         self.database = Database(folder / "data")
-        self.files = Files(self.database, limits)
+        self.files = Files(self.database, limits, meaning)
         self.sessions = Sessions(self.database, "a/b", self.files)
         self.session = self.sessions.create("me")["id"]
 
