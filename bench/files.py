@@ -30,6 +30,9 @@ from bench.report import write_results  # noqa: E402
 from llmsvc.chat.sessions import Sessions  # noqa: E402
 from llmsvc.files.files import Files  # noqa: E402
 from llmsvc.files.limits import Limits  # noqa: E402
+from llmsvc.files.meaning import Meaning  # noqa: E402
+from llmsvc.models.catalogue import MINILM, Catalogue  # noqa: E402
+from llmsvc.models.download import fetch  # noqa: E402
 from llmsvc.store.database import Database  # noqa: E402
 
 PAGES, COUNT = 300, 5
@@ -39,9 +42,9 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else 0.0
 
 
-async def alone(folder: Path, pdf: bytes) -> dict[str, float]:
+async def alone(folder: Path, pdf: bytes, encoder: Path) -> dict[str, float]:
     database = Database(folder / "alone")
-    files = Files(database, Limits())
+    files = Files(database, Limits(), Meaning(lambda _: encoder))
     session = Sessions(database, "a/b", files).create("me")["id"]
 
     def add(number: int) -> dict[str, Any]:
@@ -150,12 +153,14 @@ def together(data: Path, pdf: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    data = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "data")
+    encoder = fetch(Catalogue(data / "models"), MINILM, lambda *_: None)
     pdf = samples.pdf(samples.sentences(30, n) for n in range(PAGES))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results = asyncio.run(alone(folder, pdf))
+        results = asyncio.run(alone(folder, pdf, encoder))
         (folder / "long.pdf").write_bytes(pdf)
-        results |= together(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "data"), folder / "long.pdf")
+        results |= together(data, folder / "long.pdf")
         large = slow(folder)
     for name, row in large.items():
         print(f"{name:32} {row}")

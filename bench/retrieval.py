@@ -297,7 +297,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name, (found, questions) in sets().items():
         with tempfile.TemporaryDirectory() as folder:
-            meaning = Meaning(lambda: encoder)
+            meaning = Meaning(lambda _: encoder)
             seconds = meant(meaning, found, Path(folder))
             library = Library(found, (), meaning)
             row = results[name] = {"questions": len(questions), "files": len(found)}

@@ -47,7 +47,7 @@ class Service:
             lambda model: self.turns.loading(model),
         )
         self.servers = Servers(self.database.index("remotes"), self.pool, settings.remote)
-        meaning = Meaning(lambda: fetch(self.catalogue, MINILM, lambda *_: None))
+        meaning = Meaning(lambda tell: fetch(self.catalogue, MINILM, tell))
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)), meaning)
         self.sessions = Sessions(self.database, self.default_model, self.files)
         self.memory = Memory(self.database)

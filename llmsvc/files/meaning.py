@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmsvc.errors import LlmsvcError
+from llmsvc.errors import LlmsvcError, Unavailable
 from llmsvc.files.encoder import SIZE, Encoder
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Bring = Callable[[Callable[[str, int, int], None]], Path]
+"""Gives the encoder's folder, by the network if need be, telling how far it is; what that raises ends it. Raises
+LlmsvcError."""
+
 AGAIN_SECONDS = 600.0
 """After the encoder could not be brought, it is asked for again this much later."""
 _CHILD = Path(__file__).with_name("encode_child.py")
@@ -39,8 +43,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 class Meaning:
     """One file at a time. Safe from any thread."""
 
-    def __init__(self, bring: Callable[[], Path] | None = None) -> None:
-        """``bring``: gives the encoder's folder, by the network if need be, or raises LlmsvcError. None: no vectors."""
+    def __init__(self, bring: Bring | None = None) -> None:
+        """Without ``bring`` there are no vectors."""
         self._bring = bring
         self._worker = ThreadPoolExecutor(1, "meaning")
         self._lock = threading.Lock()
@@ -50,6 +54,7 @@ class Meaning:
         self._encoder: Encoder | None = None
         self._folder: Path | None = None
         self._not_before = 0.0 if bring else float("inf")
+        self._closing = False
 
     def want(self, id_: str, load: Callable[[], "Document"]) -> None:
         """Make the vectors of a file, some time; ``load`` is called then, on another thread."""
@@ -91,7 +96,7 @@ class Meaning:
     def close(self) -> None:
         """What is not made yet is made at a later run."""
         with self._lock:
-            self._not_before = float("inf")
+            self._closing, self._not_before = True, float("inf")
             ids = list(self._wanted)
         self.drop(ids)
         self._worker.shutdown(wait=True, cancel_futures=True)
@@ -115,12 +120,17 @@ class Meaning:
     def _brought(self) -> Path | None:
         if self._folder is None and time.monotonic() >= self._not_before:
             try:
-                self._folder = self._bring() if self._bring else None
+                self._folder = self._bring(self._tell) if self._bring else None
             except LlmsvcError as error:
                 with self._lock:
                     self._not_before = max(self._not_before, time.monotonic() + AGAIN_SECONDS)
-                log.warning("Files are searched by their words only: %s", error)
+                if not self._closing:
+                    log.warning("Files are searched by their words only: %s", error)
         return self._folder
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        if self._closing:
+            raise Unavailable("The service is being stopped.")
 
     def _encode(self, id_: str, folder: Path, texts: list[str]) -> "Half | None":
         """None when it was dropped meanwhile."""

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from llmsvc.errors import Unavailable
 from llmsvc.files import meaning
 from llmsvc.files.encoder import Encoder
 from llmsvc.files.limits import Limits
-from llmsvc.files.meaning import Meaning
+from llmsvc.files.meaning import Bring, Meaning
 
 HOUSE = [
     "The boiler is serviced by a plumber each spring, and its pressure is noted in the log.",
@@ -38,7 +39,7 @@ SAME = [
 def make(tmp_path: Path, encoder_dir: Path) -> Iterator[Callable[..., Room]]:
     rooms: list[Room] = []
 
-    def build(bring: Callable[[], Path] = lambda: encoder_dir) -> Room:
+    def build(bring: Bring = lambda _: encoder_dir) -> Room:
         rooms.append(Room(tmp_path / str(len(rooms)), Limits(), Meaning(bring)))
         return rooms[-1]
 
@@ -86,7 +87,7 @@ def test_what_is_said_in_other_words_is_found(make) -> None:
 def test_a_file_is_searched_by_its_words_until_the_encoder_comes(make) -> None:
     asked = threading.Event()
 
-    def refuse() -> Path:
+    def refuse(_: Any) -> Path:
         asked.set()
         raise Unavailable("There is no network.")
 
@@ -107,7 +108,7 @@ def test_a_removed_file_leaves_no_vectors(make, encoder_dir) -> None:
 
     asked, go_on = threading.Event(), threading.Event()
 
-    def bring() -> Path:
+    def bring(_: Any) -> Path:
         asked.set()
         assert go_on.wait(60)
         return encoder_dir
@@ -141,7 +142,7 @@ def test_vectors_that_are_damaged_or_of_another_text_are_made_again(make, of_ano
 def test_an_encoder_that_could_not_be_brought_is_asked_for_again_later(make, encoder_dir, monkeypatch) -> None:
     tried: list[str] = []
 
-    def bring() -> Path:
+    def bring(_: Any) -> Path:
         tried.append("")
         if len(tried) == 1:
             raise Unavailable("There is no network.")
@@ -152,3 +153,18 @@ def test_an_encoder_that_could_not_be_brought_is_asked_for_again_later(make, enc
     house(room)
     until(lambda: found(room)[0] == HOUSE[1])
     assert len(tried) == 2
+
+
+def test_closing_ends_what_is_still_brought(make) -> None:
+    asked = threading.Event()
+
+    def bring(tell: Callable[[str, int, int], None]) -> Path:
+        asked.set()
+        while True:
+            tell("Downloading", 0, 90_000_000)
+
+    room = make(bring)
+    house(room)
+    assert asked.wait(60)
+    room.files.close()
+    assert not vectors(room)
