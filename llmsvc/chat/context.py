@@ -123,8 +123,8 @@ def build(
     page = _Page(tokenizer, window, system, library, facts, answer)
     alone = page.make_room(text, past.cut)
     used, cut, tokens = _turns(past, page, text, alone)
-    most = max(LEAST_PASSAGES, int(READING_SECONDS * speed)) if speed else page.budget
-    chosen, pieces = _found(past, page, text, used, cut, min(most, page.budget - len(tokens)), sources)
+    quick = max(LEAST_PASSAGES, int(READING_SECONDS * speed)) if speed else page.budget
+    chosen, pieces = _found(past, page, text, used, cut, page.budget - len(tokens), quick, sources)
     head, turns = page.head(), past.chat(used, cut.bare)
     if chosen or pieces:
         tokens = page.encode([*head, *turns, page.asked(chosen, past.quote(pieces), text)])
@@ -216,9 +216,12 @@ def _turns(past: Past, page: "_Page", text: str, alone: list[int], early: float 
 
 
 def _found(
-    past: Past, page: "_Page", text: str, used: int, cut: Cut, left: int, sources: Sequence[Row]
+    past: Past, page: "_Page", text: str, used: int, cut: Cut, left: int, quick: int, sources: Sequence[Row]
 ) -> tuple[list[Row], list[Row]]:
-    """Passages of files, and pieces of left-out turns, that the message is about, in ``left`` tokens."""
+    """Passages of files, and pieces of left-out turns, that the message is about, in ``left`` tokens.
+
+    ``quick``: how many tokens the best passages may have; a question about all of a file has another measure.
+    """
     pieces: list[Row] = []
     if not text:
         return [], pieces
@@ -230,7 +233,7 @@ def _found(
         return [], pieces
     left = min(left - (page.count(past.quote(pieces)) if pieces else 0), int(PASSAGES_SHARE * page.budget))
     known = past.sources(used, cut.bare)
-    chosen = list(sources) or choose(page.desk, text, past.asked(), page.count, left, known)
+    chosen = list(sources) or choose(page.desk, text, past.asked(), page.count, left, min(left, quick), known)
     return [source for source in chosen if not source.get("whole")], pieces
 
 

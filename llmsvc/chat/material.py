@@ -67,10 +67,12 @@ def _fitting(documents: Sequence[Document], left: int, count: Count) -> list[Doc
     return found
 
 
-def choose(desk: Desk, question: str, before: str, count: Count, most: int, known: Iterable[Row]) -> list[Row]:
-    """Sources for a message: the passages it is about that are not in the prompt yet, within ``most`` tokens.
+def choose(
+    desk: Desk, question: str, before: str, count: Count, most: int, quick: int, known: Iterable[Row]
+) -> list[Row]:
+    """Sources for a message: the passages it is about that are not in the prompt yet, within ``quick`` tokens.
 
-    A question about all of a file gets all of it, or the user is told that it does not fit.
+    A question about all of a file gets all of it within ``most`` tokens, or the user is told that it does not fit.
     """
     searched = desk.searched
     if not searched:
@@ -82,7 +84,14 @@ def choose(desk: Desk, question: str, before: str, count: Count, most: int, know
         everything = [chunk for document in about for chunk in document.chunks]
         if count(quote([chunk.source() for chunk in everything], desk.library)) <= most:
             return joined(everything)
-    chosen = _best(desk, question, before, count, most, {(row["file_id"], row["page"], row["start"]) for row in known})
+    chosen = _best(
+        desk,
+        question,
+        before,
+        count,
+        most if wide and about else quick,
+        {(row["file_id"], row["page"], row["start"]) for row in known},
+    )
     if wide and about:
         for document in about:
             taken = sum(chunk.file is document for chunk in chosen)

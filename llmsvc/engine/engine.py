@@ -31,8 +31,8 @@ from llmsvc.errors import BadRequest, Busy, LlmsvcError, Unavailable
 
 log = logging.getLogger(__name__)
 
-TIMED = 128
-"""Tokens: what is shorter says little of how fast prompts are read."""
+TIMED, _QUICK = 128, 300.0
+"""Tokens: what is shorter says little of how fast prompts are read. And tokens per second."""
 
 
 class Engine:
@@ -237,7 +237,7 @@ class Engine:
                 self._runner.follows = self._do(can_follow, self._model)
             self._do(self._runner.prefill, 0, [0], 0)  # this sets up kernels for a second: nobody should wait for it
             if not self._late:
-                self._do(self._read, 0, [0] * min(TIMED, self.window), 0)
+                self._measure()
             self._runner.reset()
         except Exception:
             log.exception("warm-up failed")
@@ -255,6 +255,15 @@ class Engine:
         self._tell()
         for sequence in self._scheduler.drain():
             self._end(sequence, FinishReason.CANCELLED)
+
+    def _measure(self) -> None:
+        """How fast it reads: by a few tokens, and where those took no time by more, which tell more."""
+        for length in (min(TIMED // 4, self.window), min(TIMED, self.window)):
+            began = time.perf_counter()
+            self._do(self._runner.prefill, 0, [0] * length, 0)
+            self.reading = length / (time.perf_counter() - began)
+            if self.reading < _QUICK:
+                return
 
     def _receive(self) -> bool:
         """Do what the inbox says, waiting while there is nothing to do. False when closing."""
@@ -363,7 +372,7 @@ class Engine:
         last = self._runner.prefill(slot, tokens, start)
         if len(tokens) >= TIMED and not self._late:
             speed = len(tokens) / (time.perf_counter() - began)
-            self.reading += (speed - self.reading) * (0.2 if self.reading else 1.0)
+            self.reading += (speed - self.reading) * 0.3
         return last
 
     def _shrunk(self, error: Exception) -> bool:

@@ -136,6 +136,9 @@ class Files:
                 self._libraries.move_to_end(session_id)
                 while len(self._libraries) > _LIBRARIES:
                     self._libraries.popitem(last=False)
+        for document in known[1].documents:
+            if not document.vectors.exists():
+                self._want_vectors(session_id, document.id)
         return known[1]
 
     def unfinished(self, session_id: str) -> list[Row]:
@@ -182,6 +185,9 @@ class Files:
         self._meaning.close()
 
     # Inside
+
+    def _want_vectors(self, session_id: str, id_: str) -> None:
+        self._meaning.want(id_, lambda: self._document(session_id, self._db.file(session_id, id_)))
 
     def _document(self, session_id: str, row: Row, order: int = 0) -> Document:
         return Document(row, self._pages(session_id, row["id"]), order, self._db.vectors(session_id, row["id"]))
@@ -260,17 +266,17 @@ class Files:
                     self._unfinished.remove(id_)
             self._changed(session_id)
             if outcome.state in _READ:
-                self._meaning.want(id_, lambda: self._document(session_id, self._db.file(session_id, id_)))
+                self._want_vectors(session_id, id_)
 
         self._ingest.submit(job, work.begin, work.take, end)
 
     def _halt(self, ids: Iterable[str]) -> None:
         ids = list(ids)
-        self._meaning.drop(ids)
         with self._lock:
             jobs = [job for id_ in ids if (job := self._jobs.pop(id_, None))]
         for job in jobs:
             job.stop()
+        self._meaning.drop(ids)
 
     def _changed(self, session_id: str) -> None:
         with self._lock:

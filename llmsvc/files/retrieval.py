@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,11 @@ class Document:
         return [f"{self.name} {chunk.head}\n{chunk.text}" for chunk in self.chunks]
 
     @cached_property
+    def digest(self) -> bytes:
+        """Of these, to know what was made of them."""
+        return sha256("\0".join(self.passages).encode()).digest()
+
+    @cached_property
     def terms(self) -> list[tuple[list[str], Any]]:
         """Of each chunk: its words, and the pieces of which its word vectors are summed."""
         from llmsvc.files.vectors import pieces_of
@@ -164,18 +170,21 @@ class Library:
             return None
         with self._lock:
             if self._meant is None:
+                if not all(document.vectors.exists() for document in self.documents):
+                    return None
                 found = [rows for document in self.documents if (rows := self.meaning.of(document)) is not None]
                 if len(found) < len(self.documents):
                     return None
                 rows = np.concatenate(found)
                 shared = rows.mean(axis=0)
-                self._meant = rows, unit(rows - shared), shared
-            whole, rows, shared = self._meant
+                self._meant = rows, shared, np.linalg.norm(rows - shared, axis=1) + 1e-9
+            rows, shared, lengths = self._meant
         asked = self.meaning.query(query)
         if asked is None:
             return None
-        related = (whole @ asked).max() > RELATED
-        near: Array = np.maximum(rows @ unit(asked - shared), 0) * np.float32(related)
+        own = unit(asked - shared)
+        whole, without = (rows @ np.stack([asked, own], axis=1)).T
+        near: Array = np.maximum(without - shared @ own, 0) / lengths * (whole.max() > RELATED)
         return near
 
     def _index(self) -> tuple[list[Chunk], Any, Any]:

@@ -31,7 +31,7 @@ HUB_FILES = {
 _NEEDED = ["*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 """What of it has to be here: another program may have taken less."""
 
-_PAGES = "https://huggingface.co/"
+_PAGES = ("https://huggingface.co/", "https://hf.co/", "hf.co/")
 
 REMOTE = "remote:"
 """Begins the ids of models that other servers have."""
@@ -39,7 +39,10 @@ REMOTE = "remote:"
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model that can be loaded. ``id`` is a hub id, an absolute folder, an absolute GGUF file, or a remote model."""
+    """A model that can be loaded. ``id`` is a hub id, an absolute folder, an absolute GGUF file, or a remote model.
+
+    Behind a colon, a hub id says which of the GGUF files there is meant, as in ``maker/model-GGUF:Q4_K_M``.
+    """
 
     id: str
     bytes: int = 0
@@ -50,6 +53,15 @@ class CatalogueEntry:
     @property
     def remote(self) -> bool:
         return self.id.startswith(REMOTE)
+
+    @property
+    def repository(self) -> str:
+        """Of a hub id."""
+        return self.id.partition(":")[0]
+
+    @property
+    def variant(self) -> str:
+        return self.id.partition(":")[2]
 
 
 SMOLLM2 = CatalogueEntry(
@@ -94,8 +106,8 @@ class Catalogue:
 
         Raises BadRequest for what is no model id, NotFound for a path that does not exist.
         """
-        if model_id.startswith(_PAGES):  # copied from a browser
-            model_id = model_id.removeprefix(_PAGES).strip("/")
+        for page in _PAGES:  # copied from a browser
+            model_id = model_id.removeprefix(page).strip("/") if model_id.startswith(page) else model_id
         if known := self._known.get(model_id):
             return known
         if model_id.startswith(REMOTE) and model_id.isprintable():
@@ -133,7 +145,7 @@ class Catalogue:
         own = self.folder(entry.id)
         if (own / "config.json").is_file():
             return own
-        return None if entry.id.startswith("/") else hub_cache_folder(entry.id)
+        return None if entry.id.startswith("/") or entry.variant else hub_cache_folder(entry.id)
 
     def described(self, entry: CatalogueEntry) -> Path | None:
         """The local folder or GGUF file that says what the model is like, or None."""
@@ -146,8 +158,8 @@ class Catalogue:
         """
         kept = self.folder(entry.id) if not Path(entry.id).is_dir() else Path()
         folders = [kept] if (kept / "config.json").is_file() and kept != Path() else []
-        if not entry.id.startswith("/") and hub_root(entry.id).is_dir():  # be it a half of it
-            folders.append(hub_root(entry.id))
+        if not entry.id.startswith("/") and hub_root(entry.repository).is_dir():  # be it a half of it
+            folders.append(hub_root(entry.repository))
         if not folders and entry.id.startswith("/"):
             raise BadRequest(f"{entry.id} was not downloaded by llmsvc. Delete it by hand if you want to.")
         if not folders:

