@@ -28,6 +28,7 @@ WATCH = """
     if (drawn && !drawn.includes("Waiting") && !drawn.includes("Reading")) window.liveAt = performance.now();
     else requestAnimationFrame(look);
   })();
+  addEventListener("pointerdown", (e) => { window.pressed = e.target.closest("[data-id]")?.dataset.id; }, true);
 """
 
 
@@ -116,7 +117,10 @@ class Trial:
         return self.client.predict(session, api_name="/session_get")["messages"]
 
     def go_to(self, session: str) -> None:
-        self.page.click(f'#sessions [data-id="{session}"] .open')
+        while True:
+            self.page.click(f'#sessions [data-id="{session}"] .open')
+            if self.page.evaluate("window.pressed") == session:
+                break  # else the list took another order between aim and press
         self.page.wait_for_function("(session) => location.hash === '#' + session", arg=session)
 
     def round(self, number: int, fault: str, dice: random.Random) -> None:
