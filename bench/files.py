@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy  # noqa: F401 (a running app has it: its import is no part of what is measured)
 from gradio_client import Client, handle_file
 
 ROOT = Path(__file__).resolve().parents[1]

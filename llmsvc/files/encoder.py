@@ -5,6 +5,7 @@ child process that encodes files is there at once. The model is BERT of 6 layers
 https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +26,12 @@ class Encoder:
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError or ValueError for files that are not there, or not these."""
-        from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(LONGEST)
-        self._weights = load_file(folder / "model.safetensors")
+        self._weights = _mapped(folder / "model.safetensors")
         self._layers = len({name.split(".")[2] for name in self._weights if name.startswith("encoder.layer.")})
         if self._weights["embeddings.LayerNorm.weight"].shape != (SIZE,):
             raise ValueError(f"the encoder in {folder} has other vectors")
@@ -77,6 +77,25 @@ class Encoder:
         x /= np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(1e-12))
         found: Array = x * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
         return found
+
+
+def _mapped(path: Path) -> "dict[str, Array]":
+    """The tensors of a safetensors file, as it lies on the disk: the library copies it, and all threads wait.
+
+    The format: https://huggingface.co/docs/safetensors.
+    """
+    import numpy as np
+
+    raw = np.asarray(np.memmap(path, np.uint8, "r"))
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    header = json.loads(raw[8:start].tobytes())
+    return {
+        name: raw[start + row["data_offsets"][0] : start + row["data_offsets"][1]]
+        .view(np.float32)
+        .reshape(row["shape"])
+        for name, row in header.items()
+        if row.get("dtype") == "F32"
+    }
 
 
 _EMBEDDINGS = ("word", "position", "token_type")
