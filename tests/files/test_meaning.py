@@ -33,6 +33,7 @@ SAME = [
     "Short.",
     "",
     "Ünïcödé, 日本語 and العربية beside “quotes” and 🙂",
+    "It begins with [CLS], [MASK]s a word and ends with [SEP].",
     "def parse(text: str) -> Node:\n    return Parser(text).run()",
     sentences(200),
 ]
