@@ -16,6 +16,7 @@ import re
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import metadata
 from pathlib import Path
 from pydoc_data import topics
@@ -273,7 +274,7 @@ def meant(meaning: Meaning, found: list[Document], folder: Path) -> float:
     start = time.perf_counter()
     for document in found:
         document.vectors = folder / document.id
-        meaning.of(document)
+        meaning.want(document.id, partial(lambda document: document, document))
     while any(meaning.of(document) is None for document in found):
         time.sleep(0.1)
     return time.perf_counter() - start
