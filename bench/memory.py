@@ -51,7 +51,8 @@ def talk(client: Client, path: Path, idle: bool) -> dict[str, Any]:
     add(client, session, path)
     turns = []
     for number in range(TURNS):
-        status = ask(client, session, f"What does the gauge of engine {3 * number} show?")
+        # Other questions than in the talk before, whose prompts are still cached.
+        status = ask(client, session, f"What does the gauge of engine {3 * number + (not idle)} show?")
         ledger, usage = status["context"], status["usage"]
         before = ledger["prompt"] - ledger["message"] - ledger["excerpts"] - ledger["recalled"]
         cached = usage["cached_tokens"]
