@@ -1,10 +1,11 @@
 """Whether the passage that answers a question is in the prompt, and named rightly, over documents that packages ship.
 
-Four sets, each the files of one chat. `reference`: Python's language reference (``pydoc_data.topics``) as one file of
+Six sets, each the files of one chat. `reference`: Python's language reference (``pydoc_data.topics``) as one file of
 pages. `manuals`: the descriptions that come with ten packages, Markdown and reStructuredText. `code`: the sources of
 starlette, httpx and tinydb. Their questions are worded by hand (``bench/questions.txt``), half of them were held out.
 `undocumented`: modules of the standard library without their docstrings, the question being the docstring's first
-sentence, which is harder than what users have. All beside plain BM25: windows of 900 characters, words as they are, the
+sentence, which is harder than what users have. ``descriptions`` of 19 packages and ``sources`` of jinja2, uvicorn and
+pdfplumber were never tuned on. All beside plain BM25: windows of 900 characters, words as they are, the
 best five. Each file's vectors are made before it is asked about, which takes some minutes.
 ``--misses`` prints what was not found. Writes ``bench/results/retrieval.json``.
 """
@@ -37,7 +38,12 @@ ROOT = Path(__file__).resolve().parents[1]
 WINDOW = 8192
 _MARKDOWN = ("orjson", "pdfplumber", "openai", "pypdfium2", "bm25s")
 _STRUCTURED = ("tqdm", "regex", "psutil", "pytz", "sortedcontainers")
+_DESCRIPTIONS = """
+charset-normalizer torch python-dotenv fastapi ruff rich transformers accelerate wordllama gradio sse-starlette
+annotated-types typer pandas huggingface_hub tree-sitter bitsandbytes tokenizers attrs
+"""
 _PACKAGES = ("starlette", "httpx", "tinydb")
+_SOURCES = ("jinja2", "uvicorn", "pdfplumber")
 _MODULES = """
 argparse shutil pathlib tempfile zipfile tarfile json.decoder csv configparser logging sched heapq bisect
 fractions statistics random textwrap difflib ipaddress mailbox imaplib ftplib cmd code queue threading selectors
@@ -78,9 +84,13 @@ def rows(document: Document) -> list[dict[str, Any]]:
     return [{"text": document.pages[0], "chunks": spans}]
 
 
-def code() -> list[Document]:
+def descriptions() -> list[Document]:
+    return documents("markdown", {f"{name}.md": [str(metadata(name).get_payload())] for name in _DESCRIPTIONS.split()})
+
+
+def code(packages: tuple[str, ...]) -> list[Document]:
     files: dict[str, list[str]] = {}
-    for package in _PACKAGES:
+    for package in packages:
         folder = Path(importlib.import_module(package).__file__ or "").parent
         for path in sorted(folder.rglob("*.py")):
             files["_".join((package, *path.relative_to(folder).parts))] = [path.read_text()]
@@ -281,7 +291,8 @@ def meant(meaning: Meaning, found: list[Document], folder: Path) -> float:
 
 
 def sets() -> dict[str, tuple[list[Document], list[Question]]]:
-    found = {"reference": reference(), "manuals": manuals(), "code": code()}
+    found = {"reference": reference(), "manuals": manuals(), "code": code(_PACKAGES)}
+    found |= {"descriptions": descriptions(), "sources": code(_SOURCES)}
     return {**{name: (docs, asked(name, docs)) for name, docs in found.items()}, "undocumented": undocumented()}
 
 
