@@ -84,14 +84,8 @@ def choose(
         everything = [chunk for document in about for chunk in document.chunks]
         if count(quote([chunk.source() for chunk in everything], desk.library)) <= most:
             return joined(everything)
-    chosen = _best(
-        desk,
-        question,
-        before,
-        count,
-        most if wide and about else quick,
-        {(row["file_id"], row["page"], row["start"]) for row in known},
-    )
+    room = most if wide and about else quick
+    chosen = _best(desk, question, before, count, room, {(row["file_id"], row["page"], row["start"]) for row in known})
     if wide and about:
         for document in about:
             taken = sum(chunk.file is document for chunk in chosen)

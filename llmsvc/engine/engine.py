@@ -31,7 +31,7 @@ from llmsvc.errors import BadRequest, Busy, LlmsvcError, Unavailable
 
 log = logging.getLogger(__name__)
 
-TIMED, _QUICK = 128, 300.0
+_TIMED, _QUICK = 128, 300.0
 """Tokens: what is shorter says little of how fast prompts are read. And tokens per second."""
 
 
@@ -258,7 +258,7 @@ class Engine:
 
     def _measure(self) -> None:
         """How fast it reads: by a few tokens, and where those took no time by more, which tell more."""
-        for length in (min(TIMED // 4, self.window), min(TIMED, self.window)):
+        for length in (min(_TIMED // 4, self.window), min(_TIMED, self.window)):
             began = time.perf_counter()
             self._do(self._runner.prefill, 0, [0] * length, 0)
             self.reading = length / (time.perf_counter() - began)
@@ -370,7 +370,7 @@ class Engine:
         """Prefill, and on a CPU measure how fast that is."""
         began = time.perf_counter()
         last = self._runner.prefill(slot, tokens, start)
-        if len(tokens) >= TIMED and not self._late:
+        if len(tokens) >= _TIMED and not self._late:
             speed = len(tokens) / (time.perf_counter() - began)
             self.reading += (speed - self.reading) * 0.3
         return last

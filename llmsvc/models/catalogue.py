@@ -97,7 +97,7 @@ class Catalogue:
     def __init__(self, models_dir: Path, default: str = SMOLLM2.id) -> None:
         self.models_dir = models_dir
         self.default = default
-        self._known = {SMOLLM2.id: SMOLLM2, MINILM.id: MINILM}
+        self._known = {SMOLLM2.id: SMOLLM2}
         self.remote: dict[str, int] = {}
         """Models that other servers have, and their windows; set as a whole by who asks those servers."""
 
