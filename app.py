@@ -1,5 +1,6 @@
 """llmsvc: ``python app.py`` opens the page; ``--help`` lists the flags."""
 
+import logging
 import os
 import sys
 
@@ -25,4 +26,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # All is stored and closed. The interpreter's own end can wait for ever for what a daemon thread holds that is just
+    # loading torch.
+    os._exit(code)

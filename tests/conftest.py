@@ -75,7 +75,17 @@ class App:
         self.data_dir, self.port = data_dir, port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data_dir.parent / f"{data_dir.name}.log"
-        command = [sys.executable, "app.py", "--port", str(self.port), "--data-dir", str(data_dir), *flags]
+        command = [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "app.py",
+            "--port",
+            str(self.port),
+            "--data-dir",
+            str(data_dir),
+            *flags,
+        ]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.log.open("a"), stderr=subprocess.STDOUT)
 
     def wait(self, path: str = "/ready", seconds: float = 300) -> "App":
@@ -95,8 +105,9 @@ class App:
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
+            self.process.send_signal(signal.SIGABRT)  # what each thread was doing then stands in the log
+            self.process.wait(30)
+            raise AssertionError(f"did not end: {self.log.read_text()}") from None
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ import os
 import shutil
 import signal
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import gradio as gr
@@ -37,6 +37,7 @@ from llmsvc.ui.shut import shut
 
 UNCLAIMED_SECONDS = 600
 """How long an upload stays that no event takes in."""
+STOPS = (signal.SIGINT, signal.SIGTERM)
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
@@ -71,6 +72,14 @@ def _forget(uploads: Path) -> None:
                 path.rmdir() if path.is_dir() else path.unlink()
 
 
+def _nothing_within(seconds: float, queue: SimpleQueue[int]) -> bool:
+    try:
+        queue.get(timeout=seconds)
+    except Empty:
+        return True
+    return False
+
+
 def _head_first() -> None:
     """Our head in the page as it is served: as Gradio takes one, it comes when Gradio's scripts run, behind the first
     paint, and a reload in mid-answer would show nothing for so long."""
@@ -85,10 +94,11 @@ def _head_first() -> None:
 
 
 def launch(service: Service) -> None:
-    """Serve until SIGINT or SIGTERM. Models begin to load once the page is reachable."""
-    stopped = threading.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):  # before the port is open, so that no stop is lost
-        signal.signal(sign, lambda *_: stopped.set())
+    """Serve until SIGINT or SIGTERM; the second of them ends the process at once. Models begin to load once the page
+    is reachable."""
+    stops: SimpleQueue[int] = SimpleQueue()  # an Event that a handler sets can wait for the thread it interrupts
+    for sign in STOPS:  # before the port is open, so that no stop is lost
+        signal.signal(sign, lambda number, _: stops.put(number))
     settings = service.settings
     uploads = _upload_folder(settings.data_dir)
     shut()
@@ -147,9 +157,11 @@ def launch(service: Service) -> None:
         print(f"Public link: {demo.share_url}", flush=True)
     gc.freeze()  # what stands now stays: a collection that looks at it stops everything for 0.1 s
     service.preload()
-    while not stopped.wait(60):
+    while _nothing_within(60, stops):
         service.tidy()
         _forget(uploads)
+    for sign in STOPS:
+        signal.signal(sign, signal.SIG_DFL)
     print("\nStopping; running answers are kept.", flush=True)
     # First the answers: a server that closes waits for its streams, and those wait for them.
     asyncio.run_coroutine_threadsafe(service.stop(), loops[0]).result()
