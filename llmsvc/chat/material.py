@@ -55,6 +55,8 @@ def lay_out(library: Library, budget: int, count: Count) -> Desk:
     whole = _fitting(library.documents, int(budget * WHOLE_SHARE), count)
     if len(whole) < len(library.documents):
         whole = _fitting(library.documents, int(budget * SOME_SHARE), count)
+        if 2 * len(whole) < len(library.documents):  # a few of many are not what is asked about
+            whole = []
     return Desk(library, whole, list(library.unread))
 
 
@@ -104,10 +106,10 @@ def _best(
     for chunk in dict.fromkeys(ranked):
         if (chunk.file.id, chunk.page, chunk.start) in known:
             continue
-        most -= count(_passage(chunk.source(), chunk.text)) + 4
-        if most < 0:
-            break
-        chosen.append(chunk)
+        needed = count(_passage(chunk.source(), chunk.text)) + 4
+        if needed <= most:
+            most -= needed
+            chosen.append(chunk)
     return chosen
 
 

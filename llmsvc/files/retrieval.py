@@ -28,7 +28,7 @@ when where which who whose why will with would you your
 _STOP = frozenset(_STOP_WORDS.split())
 
 
-FAINT = 0.45
+FAINT = 0.4
 """What has so much less of the question than the first passage is noise, and costs the model time."""
 ALIKE, MEANING = 0.6, 1.0
 """How much likeness by word vectors, and by the encoder's, count beside the words, each in parts of its best."""
