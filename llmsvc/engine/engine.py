@@ -160,6 +160,13 @@ class Engine:
         """Whether ``park`` frees the device's memory; what is on the host stays where it is."""
         return isinstance(self._runner, PagedRunner)
 
+    def trim(self, kv_bytes: int) -> None:
+        """Have the KV cache hold no more than ``kv_bytes`` besides what runs; what was used longest ago goes.
+
+        Raises Unavailable when the engine is closing.
+        """
+        self._ask(lambda: self._trim(kv_bytes // self._token_bytes))
+
     def park(self) -> None:
         """Keep weights and KV cache in host memory until ``unpark``, once it is warm. Nobody may ask meanwhile.
 
@@ -208,6 +215,10 @@ class Engine:
                 raise Unavailable("This model is being unloaded.")
             self._put(act)
         done.result()
+
+    def _trim(self, tokens: int) -> None:
+        for slot in self._scheduler.trim(tokens):
+            self._runner.drop(slot)
 
     def _leave(self) -> None:
         assert isinstance(self._runner, PagedRunner)

@@ -220,18 +220,26 @@ class Scheduler:
         spare, held = len(self.cached), (len(self.cached[a]), len(self.cached[b]))
         return [(a, spare, held[0]), (b, a, held[1]), (spare, b, held[0])]
 
+    def trim(self, most: int) -> tuple[int, ...]:
+        """Drop what was used longest ago, of what does not run, while more than ``most`` tokens are cached."""
+        idle = [slot for slot, cached in enumerate(self.cached) if cached and slot not in self._running]
+        dropped, over = [], sum(map(len, self.cached)) - most
+        for slot in sorted(idle, key=lambda s: self._used[s]):
+            if over <= 0:
+                break
+            over -= len(self.cached[slot])
+            self.cached[slot] = []
+            dropped.append(slot)
+        return tuple(dropped)
+
     def _make_room(self) -> tuple[int, ...]:
         """Drop what was used longest ago while the next step would not fit; then let the youngest wait again."""
-        dropped = []
-        while sum(map(len, self.cached)) + self._coming() > self._budget:
-            idle = [s for s, cached in enumerate(self.cached) if cached and s not in self._running]
-            if not idle and len(self._running) < 2:
-                break
-            slot = min(idle or self._running, key=lambda s: self._used[s] if idle else -self._used[s])
-            if not idle:
-                sequence = self._running.pop(slot)
-                sequence.slot, sequence.computed = -1, 0
-                self._waiting.appendleft(sequence)
+        dropped = [*self.trim(self._budget - self._coming())]
+        while len(self._running) > 1 and sum(map(len, self.cached)) + self._coming() > self._budget:
+            slot = max(self._running, key=lambda s: self._used[s])
+            sequence = self._running.pop(slot)
+            sequence.slot, sequence.computed = -1, 0
+            self._waiting.appendleft(sequence)
             self.cached[slot] = []
             dropped.append(slot)
         return tuple(dropped)

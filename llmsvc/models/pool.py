@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -500,12 +501,29 @@ class ModelPool:
             if waited_for:  # by those who came while it was leaving
                 self._comeback(pooled)
         parked = [p for p in self._parked() if p not in gone]
-        while parked and sum(p.bytes for p in parked) > self._limit("parked"):
+        over = sum(p.bytes for p in parked) - self._limit("parked")
+        # A GPU's model that was parked before has its texts in one piece with its weights.
+        thinner = [p for p in parked if p in moved or not p.engine.moves]
+        while parked and over > sum(p.kv_bytes for p in thinner if p in parked):
             gone.append(parked.pop(0))
+            over -= gone[-1].bytes
         for pooled in gone:
             del self._models[pooled.id]
         acts = [partial(self._release, pooled) for pooled in gone]
+        for pooled in (p for p in thinner if p in parked):
+            if over > 0:
+                kept = max(0, pooled.kv_bytes - over)
+                over -= pooled.kv_bytes - kept
+                acts.append(partial(self._trim, pooled, kept))
         return [*acts, *(partial(self._move, pooled) for pooled in moved if pooled not in gone)]
+
+    def _trim(self, pooled: PooledModel, kv_bytes: int) -> None:
+        """Rather forget texts that a parked model has read than the model."""
+        with self._changed:
+            engine = pooled.engine if pooled.aside else None  # it may be wanted again, or gone
+        if engine is not None:
+            with suppress(LlmsvcError):  # it is being unloaded
+                engine.trim(kv_bytes)
 
     def _move(self, pooled: PooledModel) -> None:
         """Bring a parked model to the host, or drop it where that fails."""

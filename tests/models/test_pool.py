@@ -200,6 +200,30 @@ def test_without_room_for_parked_ones_a_model_is_loaded_anew(
     asyncio.run(swap())
 
 
+@pytest.mark.usefixtures("engines")
+def test_a_parked_model_rather_loses_its_oldest_text_than_goes(
+    five: list[str], pool_of: Callable[..., ModelPool], tmp_path: Path
+) -> None:
+    row = pool_of().forecast(five[0])
+    one_text = row["weights_bytes"] + 150 * row["kv_bytes_per_token"]
+    pool = pool_of(memory=room_for_two(five[0], tmp_path), parked=one_text)
+    newer = PROMPT[::-1]
+
+    async def swap() -> None:
+        await ask(pool, five[0])
+        first = await ask(pool, five[0], newer)
+        await ask(pool, five[1])
+        await ask(pool, five[2])
+        assert states(pool) == {"m0": "parked", "m1": "ready", "m2": "ready"}
+        assert pool.usage()["parked"] <= one_text
+        again, cached = await ask(pool, five[0], newer)
+        assert again == first[0]
+        assert cached >= len(newer) - 1
+        assert (await ask(pool, five[0]))[1] < 10
+
+    asyncio.run(swap())
+
+
 def test_pinned_and_answering_models_stay(five: list[str], pool_of: Callable[..., ModelPool], tmp_path: Path) -> None:
     pool = pool_of(memory=room_for_two(five[0], tmp_path))
 
