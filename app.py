@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 
 from llmsvc import logs
 from llmsvc.errors import LlmsvcError
@@ -21,6 +22,9 @@ def main() -> int:
         launch(Service(settings))
     except LlmsvcError as error:
         print(f"llmsvc: {error}", file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
         return 1
     return 0
 

@@ -106,7 +106,10 @@ class App:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # what each thread was doing then stands in the log
-            self.process.wait(30)
+            try:
+                self.process.wait(30)
+            finally:
+                self.process.kill()
             raise AssertionError(f"did not end: {self.log.read_text()}") from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from llmsvc.chat.material import PASSAGES_SHARE, Desk, choose, lay_out, quote
+from llmsvc.chat.material import PASSAGES_SHARE, Desk, choose, lay_out, quote, spans, within
 from llmsvc.chat.past import Attics, Chat, Cut, Cuts, Past, Turn, number
 from llmsvc.errors import BadRequest
 from llmsvc.files.retrieval import Library
@@ -239,15 +239,9 @@ def _found(
 
 def _passages(desk: Desk, sources: Sequence[Row]) -> tuple[int, int]:
     """How many passages of the searched files are among the sources, and how many there are."""
-    spans: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for source in sources:
-        spans.setdefault((source["file_id"], source["page"]), []).append((source["start"], source["end"]))
+    there = spans(sources)
     chunks = [chunk for document in desk.searched for chunk in document.chunks]
-    there = sum(
-        any(start <= chunk.start and chunk.end <= end for start, end in spans.get((chunk.file.id, chunk.page), ()))
-        for chunk in chunks
-    )
-    return there, len(chunks)
+    return sum(within(chunk, there) for chunk in chunks), len(chunks)
 
 
 @dataclass

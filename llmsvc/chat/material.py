@@ -17,8 +17,13 @@ one message."""
 MOST_PASSAGES = 100
 _WIDE = re.compile(r"\b(list|all|every|each|how many|count|summar\w*|overview|whole|entire|complete)\b", re.IGNORECASE)
 
+LEAST_PASSAGE = 40
+"""Tokens: where fewer are left, no further passage is looked for."""
+
 Count = Callable[[str], int]
 """Tokens of a text."""
+Spans = dict[tuple[str, int], list[tuple[int, int]]]
+"""By file and page: from and up to which characters of it are there."""
 
 
 @dataclass
@@ -87,7 +92,7 @@ def choose(
         if count(quote([chunk.source() for chunk in everything], desk.library)) <= most:
             return joined(everything)
     room = most if wide and about else quick
-    chosen = _best(desk, question, before, count, room, {(row["file_id"], row["page"], row["start"]) for row in known})
+    chosen = _best(desk, question, before, count, room, spans(known))
     if wide and about:
         for document in about:
             taken = sum(chunk.file is document for chunk in chosen)
@@ -96,18 +101,29 @@ def choose(
     return joined(chosen)
 
 
-def _best(
-    desk: Desk, question: str, before: str, count: Count, most: int, known: set[tuple[str, int, int]]
-) -> list[Chunk]:
+def spans(sources: Iterable[Row]) -> Spans:
+    """Of the passages among sources; a file that was whole is there only as long as it still is."""
+    found: Spans = {}
+    for source in sources:
+        if not source.get("whole"):
+            found.setdefault((source["file_id"], source["page"]), []).append((source["start"], source["end"]))
+    return found
+
+
+def within(chunk: Chunk, there: Spans) -> bool:
+    parts = there.get((chunk.file.id, chunk.page), ())
+    return any(start <= chunk.start and chunk.end <= end for start, end in parts)
+
+
+def _best(desk: Desk, question: str, before: str, count: Count, most: int, known: Spans) -> list[Chunk]:
     without = frozenset(document.id for document in desk.whole)
     ranked = desk.library.search(question, MOST_PASSAGES, without)
     ranked += desk.library.search(f"{question} {before}", MOST_PASSAGES, without) if before else []
     chosen = []
     for chunk in dict.fromkeys(ranked):
-        if (chunk.file.id, chunk.page, chunk.start) in known:
-            continue
-        needed = count(_passage(chunk.source(), chunk.text)) + 4
-        if needed <= most:
+        if most < LEAST_PASSAGE:
+            break
+        if not within(chunk, known) and (needed := count(_passage(chunk.source(), chunk.text)) + 4) <= most:
             most -= needed
             chosen.append(chunk)
     return chosen

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -502,8 +501,7 @@ class ModelPool:
                 self._comeback(pooled)
         parked = [p for p in self._parked() if p not in gone]
         over = sum(p.bytes for p in parked) - self._limit("parked")
-        # A GPU's model that was parked before has its texts in one piece with its weights.
-        thinner = [p for p in parked if p in moved or not p.engine.moves]
+        thinner = [p for p in parked if not p.engine.moves]  # a GPU's is copied with all pages, used or not
         while parked and over > sum(p.kv_bytes for p in thinner if p in parked):
             gone.append(parked.pop(0))
             over -= gone[-1].bytes
@@ -511,7 +509,7 @@ class ModelPool:
             del self._models[pooled.id]
         acts = [partial(self._release, pooled) for pooled in gone]
         for pooled in (p for p in thinner if p in parked):
-            if over > 0:
+            if over > 0 and pooled.kv_bytes:
                 kept = max(0, pooled.kv_bytes - over)
                 over -= pooled.kv_bytes - kept
                 acts.append(partial(self._trim, pooled, kept))
@@ -520,10 +518,14 @@ class ModelPool:
     def _trim(self, pooled: PooledModel, kv_bytes: int) -> None:
         """Rather forget texts that a parked model has read than the model."""
         with self._changed:
-            engine = pooled.engine if pooled.aside else None  # it may be wanted again, or gone
+            engine = pooled.engine if pooled.state == "parked" else None  # it may be wanted again, or gone
         if engine is not None:
-            with suppress(LlmsvcError):  # it is being unloaded
+            try:
                 engine.trim(kv_bytes)
+            except Unavailable:
+                pass  # it is being unloaded
+            except Exception:
+                log.warning("%s keeps what it has read", pooled.id, exc_info=True)
 
     def _move(self, pooled: PooledModel) -> None:
         """Bring a parked model to the host, or drop it where that fails."""

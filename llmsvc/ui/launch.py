@@ -9,8 +9,9 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from math import inf
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import gradio as gr
 from fastapi.exceptions import RequestValidationError
 from gradio.routes import templates
+from gradio.tunneling import CURRENT_TUNNELS
 from jinja2 import FunctionLoader
 from starlette.middleware import Middleware
 
@@ -37,7 +39,8 @@ from llmsvc.ui.shut import shut
 
 UNCLAIMED_SECONDS = 600
 """How long an upload stays that no event takes in."""
-STOPS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_SECONDS = 1.0
+"""From then on a second signal is somebody's who does not want to wait; one before comes with the first."""
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
@@ -72,7 +75,21 @@ def _forget(uploads: Path) -> None:
                 path.rmdir() if path.is_dir() else path.unlink()
 
 
-def _nothing_within(seconds: float, queue: SimpleQueue[int]) -> bool:
+def _stopper(stops: SimpleQueue[float]) -> Callable[[int, Any], None]:
+    """A handler of signals: the first one is put into the queue."""
+    first = inf
+
+    def stop(number: int, _: Any) -> None:
+        nonlocal first
+        if time.monotonic() - first > AGAIN_SECONDS:
+            os._exit(128 + number)
+        first = min(first, time.monotonic())
+        stops.put(first)
+
+    return stop
+
+
+def _nothing_within(seconds: float, queue: SimpleQueue[float]) -> bool:
     try:
         queue.get(timeout=seconds)
     except Empty:
@@ -94,11 +111,11 @@ def _head_first() -> None:
 
 
 def launch(service: Service) -> None:
-    """Serve until SIGINT or SIGTERM; the second of them ends the process at once. Models begin to load once the page
+    """Serve until SIGINT or SIGTERM; who sends one again ends the process at once. Models begin to load once the page
     is reachable."""
-    stops: SimpleQueue[int] = SimpleQueue()  # an Event that a handler sets can wait for the thread it interrupts
-    for sign in STOPS:  # before the port is open, so that no stop is lost
-        signal.signal(sign, lambda number, _: stops.put(number))
+    stops: SimpleQueue[float] = SimpleQueue()  # an Event that a handler sets can wait for the thread it interrupts
+    for sign in (signal.SIGINT, signal.SIGTERM):  # before the port is open, so that no stop is lost
+        signal.signal(sign, _stopper(stops))
     settings = service.settings
     uploads = _upload_folder(settings.data_dir)
     shut()
@@ -160,9 +177,9 @@ def launch(service: Service) -> None:
     while _nothing_within(60, stops):
         service.tidy()
         _forget(uploads)
-    for sign in STOPS:
-        signal.signal(sign, signal.SIG_DFL)
-    print("\nStopping; running answers are kept.", flush=True)
+    print("\nStopping; running answers are kept. Who does not want to wait presses Ctrl-C again.", flush=True)
     # First the answers: a server that closes waits for its streams, and those wait for them.
     asyncio.run_coroutine_threadsafe(service.stop(), loops[0]).result()
     demo.close(verbose=False)
+    for tunnel in CURRENT_TUNNELS:  # Gradio ends them when the interpreter does, which it need not
+        tunnel.kill()

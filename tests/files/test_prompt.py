@@ -76,6 +76,17 @@ def test_a_small_file_is_there_whole_and_before_the_talk(tokenizer) -> None:
     assert [source["name"] for source in second.sources] == ["notes.md"]
 
 
+def test_a_file_that_was_whole_is_found_when_it_is_searched(tokenizer) -> None:
+    note = document("notes.md", ["The key is under the mat."], "markdown")
+    talk = Talk(tokenizer, Library([note]))
+    assert talk.ask("Where is the key?").ledger.files > 0
+    large = [document(f"{number}.pdf", [samples.sentences(40, number)] * 40) for number in range(2)]
+    talk.library = Library([note, *large])
+    prompt = talk.ask("Where is the key?")
+    assert prompt.ledger.files == 0
+    assert "under the mat" in checked(talk, prompt, "Where is the key?")
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_needles_are_found_with_their_page_or_the_miss_is_said(tokenizer, seed: int) -> None:
     """Facts in files of half to ten times the window."""

@@ -200,7 +200,6 @@ def test_without_room_for_parked_ones_a_model_is_loaded_anew(
     asyncio.run(swap())
 
 
-@pytest.mark.usefixtures("engines")
 def test_a_parked_model_rather_loses_its_oldest_text_than_goes(
     five: list[str], pool_of: Callable[..., ModelPool], tmp_path: Path
 ) -> None:
