@@ -1,6 +1,7 @@
 """Opens the port: the page, the routes beside it, and the service's life around them."""
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
@@ -37,10 +38,14 @@ from llmsvc.ui.page import Page
 from llmsvc.ui.quick import Quick
 from llmsvc.ui.shut import shut
 
+log = logging.getLogger(__name__)
+
 UNCLAIMED_SECONDS = 600
 """How long an upload stays that no event takes in."""
 AGAIN_SECONDS = 1.0
 """From then on a second signal is somebody's who does not want to wait; one before comes with the first."""
+STOPPING_SECONDS = 25.0
+"""Who stops a service may kill it after half a minute."""
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
@@ -179,7 +184,12 @@ def launch(service: Service) -> None:
         _forget(uploads)
     print("\nStopping; running answers are kept. Who does not want to wait presses Ctrl-C again.", flush=True)
     # First the answers: a server that closes waits for its streams, and those wait for them.
-    asyncio.run_coroutine_threadsafe(service.stop(), loops[0]).result()
-    demo.close(verbose=False)
+    try:
+        asyncio.run_coroutine_threadsafe(service.stop(), loops[0]).result(STOPPING_SECONDS)
+    except TimeoutError:
+        log.warning("Not everything ended in time. What was said so far is stored; this is what still runs:")
+        faulthandler.dump_traceback()
+    else:
+        demo.close(verbose=False)
     for tunnel in CURRENT_TUNNELS:  # Gradio ends them when the interpreter does, which it need not
         tunnel.kill()
