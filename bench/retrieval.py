@@ -1,13 +1,13 @@
 """Whether the passage that answers a question is in the prompt, and named rightly, over documents that packages ship.
 
-Seven sets, each the files of one chat. `reference`: Python's language reference (``pydoc_data.topics``) as one file of
-pages. `manuals`: the descriptions that come with ten packages, Markdown and reStructuredText. `code`: the sources of
-starlette, httpx and tinydb. Their questions are worded by hand (``bench/questions.txt``), half of them were held out.
-`undocumented`: modules of the standard library without their docstrings, the question being the docstring's first
-sentence, which is harder than what users have. ``descriptions`` of 19 packages, ``sources`` of jinja2, uvicorn and
-pdfplumber, and ``libraries``, those of click, anyio and filelock, were asked about by somebody who knew the files only.
-All beside plain BM25: windows of 900 characters, words as they are, the best five. Each file's vectors are made before
-it is asked about, which takes some minutes.
+Seven sets, each the files of one chat. ``reference``: Python's language reference (``pydoc_data.topics``) as one file
+of pages. ``manuals``: the descriptions that come with ten packages, Markdown and reStructuredText. ``code``: the
+sources of starlette, httpx and tinydb. Their questions are worded by hand (``bench/questions.txt``), half of them were
+held out. ``undocumented``: modules of the standard library without their docstrings, the question being the docstring's
+first sentence, which is harder than what users have. ``descriptions`` of 19 packages, ``sources`` of jinja2, uvicorn
+and pdfplumber, and ``libraries``, those of click, anyio and filelock, were asked about by somebody who knew the files
+only. All beside plain BM25: windows of 900 characters, words as they are, the best five. Each file's vectors are made
+before it is asked about, which takes some minutes.
 ``--misses`` prints what was not found. Writes ``bench/results/retrieval.json``.
 """
 
@@ -328,9 +328,9 @@ def main() -> None:
         for miss in misses if options.misses else ():
             print("   ", miss)
     for kind, names in {"documents": PROSE, "code": results.keys() - PROSE}.items():
-        rows = [results[name] for name in names]
-        right = sum(round(row["questions"] * row["ours"]["in_prompt"]) for row in rows)
-        print(f"{kind}: {right} of {sum(row['questions'] for row in rows)} answers in the prompt")
+        of_kind = [results[name] for name in names]
+        right = sum(round(row["questions"] * row["ours"]["in_prompt"]) for row in of_kind)
+        print(f"{kind}: {right} of {sum(row['questions'] for row in of_kind)} answers in the prompt")
     write_results("retrieval", results)
 
 

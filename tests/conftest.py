@@ -75,17 +75,8 @@ class App:
         self.data_dir, self.port = data_dir, port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data_dir.parent / f"{data_dir.name}.log"
-        command = [
-            sys.executable,
-            "-X",
-            "faulthandler",
-            "app.py",
-            "--port",
-            str(self.port),
-            "--data-dir",
-            str(data_dir),
-            *flags,
-        ]
+        given = ("--port", str(self.port), "--data-dir", str(data_dir), *flags)
+        command = [sys.executable, "-X", "faulthandler", "app.py", *given]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.log.open("a"), stderr=subprocess.STDOUT)
 
     def wait(self, path: str = "/ready", seconds: float = 300) -> "App":

@@ -17,7 +17,7 @@ one message."""
 MOST_PASSAGES = 100
 _WIDE = re.compile(r"\b(list|all|every|each|how many|count|summar\w*|overview|whole|entire|complete)\b", re.IGNORECASE)
 
-LEAST_PASSAGE = 40
+_SHORTEST = 40
 """Tokens: where fewer are left, no further passage is looked for."""
 
 Count = Callable[[str], int]
@@ -121,7 +121,7 @@ def _best(desk: Desk, question: str, before: str, count: Count, most: int, known
     ranked += desk.library.search(f"{question} {before}", MOST_PASSAGES, without) if before else []
     chosen = []
     for chunk in dict.fromkeys(ranked):
-        if most < LEAST_PASSAGE:
+        if most < _SHORTEST:
             break
         if not within(chunk, known) and (needed := count(_passage(chunk.source(), chunk.text)) + 4) <= most:
             most -= needed

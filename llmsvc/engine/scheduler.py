@@ -234,14 +234,19 @@ class Scheduler:
 
     def _make_room(self) -> tuple[int, ...]:
         """Drop what was used longest ago while the next step would not fit; then let the youngest wait again."""
-        dropped = [*self.trim(self._budget - self._coming())]
-        while len(self._running) > 1 and sum(map(len, self.cached)) + self._coming() > self._budget:
-            slot = max(self._running, key=lambda s: self._used[s])
-            sequence = self._running.pop(slot)
-            sequence.slot, sequence.computed = -1, 0
-            self._waiting.appendleft(sequence)
-            self.cached[slot] = []
-            dropped.append(slot)
+        dropped: list[int] = []
+        while sum(map(len, self.cached)) > (most := self._budget - self._coming()):
+            if idle := self.trim(most):
+                dropped += idle
+            elif len(self._running) > 1:
+                slot = max(self._running, key=lambda s: self._used[s])
+                sequence = self._running.pop(slot)
+                sequence.slot, sequence.computed = -1, 0
+                self._waiting.appendleft(sequence)
+                self.cached[slot] = []
+                dropped.append(slot)
+            else:
+                break
         return tuple(dropped)
 
     def _coming(self) -> int:

@@ -501,18 +501,17 @@ class ModelPool:
                 self._comeback(pooled)
         parked = [p for p in self._parked() if p not in gone]
         over = sum(p.bytes for p in parked) - self._limit("parked")
-        thinner = [p for p in parked if not p.engine.moves]  # a GPU's is copied with all pages, used or not
-        while parked and over > sum(p.kv_bytes for p in thinner if p in parked):
+        # A GPU's loses none of its texts for this: it is copied with all pages, used or not.
+        while parked and over > sum(p.kv_bytes for p in parked if not p.engine.moves):
             gone.append(parked.pop(0))
             over -= gone[-1].bytes
         for pooled in gone:
             del self._models[pooled.id]
         acts = [partial(self._release, pooled) for pooled in gone]
-        for pooled in (p for p in thinner if p in parked):
-            if over > 0 and pooled.kv_bytes:
-                kept = max(0, pooled.kv_bytes - over)
-                over -= pooled.kv_bytes - kept
-                acts.append(partial(self._trim, pooled, kept))
+        for pooled in parked:
+            if over > 0 and pooled.kv_bytes and not pooled.engine.moves:
+                acts.append(partial(self._trim, pooled, max(0, pooled.kv_bytes - over)))
+                over -= pooled.kv_bytes
         return [*acts, *(partial(self._move, pooled) for pooled in moved if pooled not in gone)]
 
     def _trim(self, pooled: PooledModel, kv_bytes: int) -> None:
