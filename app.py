@@ -7,6 +7,7 @@ import traceback
 
 from llmsvc import logs
 from llmsvc.errors import LlmsvcError
+from llmsvc.models.memory import importing
 from llmsvc.settings import parse
 
 
@@ -14,8 +15,9 @@ def main() -> int:
     settings = parse()
     logs.configure(settings.log_level, settings.log_json)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    from llmsvc.service import Service  # after the command line, so that --help answers at once
-    from llmsvc.ui.launch import check_port, launch
+    with importing():  # after the command line, so that --help answers at once
+        from llmsvc.service import Service
+        from llmsvc.ui.launch import check_port, launch
 
     try:
         check_port(settings)

@@ -14,7 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "chunks"
-_OTHERS = ("softcap", "s_aux", "position_bias")
+Pair = list[torch.Tensor]
+OTHERS = ("softcap", "s_aux", "position_bias")
 
 
 def attend_by_chunks(model: Any) -> None:
@@ -43,17 +44,31 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers' ``AttentionInterface``."""
     start = getattr(attention_mask, "start", None)
-    if start is None or key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in _OTHERS):
+    if start is None or key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in OTHERS):
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return plain
-    flash, scale = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, options.get("scaling")
+    heads, new, shared = query.shape[1], query.shape[2], key.shape[1]
+    own = [part[:, :, start : start + new].repeat_interleave(heads // shared, 1) for part in (key, value)]
+    before = [part[:, :, :start] for part in (key, value)]
+    return attend_parts(query, own, before if start else None, options.get("scaling")), None
+
+
+def attend_parts(
+    query: torch.Tensor, own: Pair, before: Pair | None, scale: float | None, seen: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What a piece sees of itself and of what is ``before`` it, shape (1, new, heads, size).
+
+    ``query``: (1, heads, new, size); keys and values of its ``own`` tokens have as many heads, those before it fewer.
+    ``seen``: whether it is to see those before it at all.
+    """
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     _, heads, new, size = query.shape
-    shared = key.shape[1]
-    own = (part[:, :, start : start + new].repeat_interleave(heads // shared, 1) for part in (key, value))
+    out: torch.Tensor
     out, log_sum = flash(query, *own, 0.0, True, scale=scale)
-    if start:
-        rows = query.reshape(1, shared, -1, size)
-        before, its_sum = flash(rows, key[:, :, :start], value[:, :, :start], scale=scale)
-        share = torch.sigmoid(log_sum - its_sum.reshape(1, heads, new))
-        out = torch.lerp(before.reshape(1, heads, new, size), out, share[..., None].to(out.dtype))
-    return out.transpose(1, 2).contiguous(), None
+    if before is not None:
+        rows = query.reshape(1, before[0].shape[1], -1, size)
+        theirs, their_sum = flash(rows, *before, scale=scale)
+        share = torch.sigmoid(log_sum - their_sum.reshape(1, heads, new))
+        both = torch.lerp(theirs.reshape(1, heads, new, size), out, share[..., None].to(out.dtype))
+        out = both if seen is None else torch.where(seen, both, out)
+    return out.transpose(1, 2).contiguous()

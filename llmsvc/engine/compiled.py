@@ -31,9 +31,8 @@ from torch._C import _aoti
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llmsvc.engine.chunk_attention import NAME
+from llmsvc.engine.chunk_attention import NAME, OTHERS, attend_parts
 from llmsvc.engine.int8 import Int8Linear, halves, replace_linears
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
 
@@ -82,9 +81,9 @@ class CompiledStep:
     ) -> torch.Tensor:
         """Logits of shape (rows, wanted, vocabulary), of the new tokens with the numbers ``wanted``.
 
-        ``ids`` and ``positions``: (rows, new); ``mask``: (rows, 1, new, length); ``wanted``: of a "chunk" two or more,
-        else one; ``keys`` and ``values``: by layer, (rows, heads, capacity, head size), written at ``positions``.
-        Raises RuntimeError.
+        ``ids`` and ``positions``: (rows, new); ``mask``: (rows, 1, new, length), of a "chunk" what ``before`` makes;
+        ``wanted``: of a "chunk" two or more, else one; ``keys`` and ``values``: by layer, (rows, heads, capacity, head
+        size), written at ``positions``. Raises RuntimeError.
         """
         tensors = [ids, positions, mask, torch.tensor(wanted), *keys, *values]
         given = _aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # taken by the call
@@ -168,6 +167,24 @@ class MatrixLinear(SummedLinear):
         return out.view(*x.shape[:-1], -1)
 
 
+class _PieceLayer(SlotLayer):
+    """Lets a piece of a text see itself and what is before it as two."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        key_states.before = super().update(key_states, value_states)  # type: ignore[attr-defined]
+        return key_states, value_states
+
+
+def before(start: int) -> torch.Tensor | None:
+    """How a "chunk" is told that it begins at ``start``; None where it cannot be told.
+
+    As many truths as there are tokens before it; an exported size is never 0 nor 1, so two untruths stand for none.
+    """
+    return None if start == 1 else torch.full((max(start, 2),), start > 0)
+
+
 class _Step(nn.Module):
     """What is compiled: the unmodified model over slots that are given to it."""
 
@@ -185,10 +202,11 @@ class _Step(nn.Module):
         values: list[torch.Tensor],
     ) -> torch.Tensor:
         step = Step(0, ids.shape[0], positions, mask.shape[-1], 0)
-        layers = [SlotLayer.over(step, *pair) for pair in zip(keys, values, strict=True)]
+        kind = SlotLayer if mask.dim() == 4 else _PieceLayer
+        layers = [kind.over(step, *pair) for pair in zip(keys, values, strict=True)]
         output = self.model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=mask if mask.dim() == 4 else mask[None, None, None],
             position_ids=positions,
             past_key_values=Cache(layers=layers),
             use_cache=True,
@@ -219,7 +237,10 @@ def has_compiler() -> bool:
 def library_name(model: Any, kind: str) -> str:
     """A file name that changes with all that a step depends on."""
     flags = next((line for line in _cpu_info() if line.startswith(("flags", "Features"))), platform.machine())
-    sources = [Path(__file__).with_name(name).read_text() for name in ("compiled.py", "int8.py", "kv_cache.py")]
+    sources = [
+        Path(__file__).with_name(name).read_text()
+        for name in ("chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py")
+    ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
     parts = (model.config.to_json_string(), *versions, flags, *sources)
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-{kind}.so"
@@ -233,14 +254,13 @@ def _cpu_info() -> list[str]:
 
 
 def _attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
+    module: Any, query: torch.Tensor, key: Any, value: torch.Tensor, attention_mask: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
     """Attention over keys that several heads share and that are not repeated for them."""
     rows, heads, new, size = query.shape
     shared, group = key.shape[1], heads // key.shape[1]
-    if attention_mask is None or any(options.get(name) is not None for name in ("softcap", "s_aux")):
-        found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        return found
+    if any(options.get(name) is not None for name in OTHERS):
+        raise NotImplementedError("attention with more than keys and values")
     scale = size**-0.5 if options.get("scaling") is None else options["scaling"]
     if new == 1:
         grouped = query.view(rows, shared, group, size) * scale
@@ -250,11 +270,8 @@ def _attention(
             scores = torch.matmul(grouped, key.transpose(2, 3))
         weights = scores.masked_fill(~attention_mask, float("-inf")).softmax(-1)
         return torch.matmul(weights, value).reshape(rows, 1, heads, size), None
-    grouped = query.clone(memory_format=torch.contiguous_format).view(rows, shared, group * new, size)
-    mask = attention_mask[:, :, None].expand(-1, -1, group, -1, -1).reshape(rows, 1, group * new, -1)
-    out = nn.functional.scaled_dot_product_attention(grouped, key, value, mask, scale=scale)
-    out = out.clone(memory_format=torch.contiguous_format).view(rows, heads, new, size)
-    return out.transpose(1, 2).clone(memory_format=torch.contiguous_format), None
+    own = [part.repeat_interleave(group, 1) for part in (key, value)]
+    return attend_parts(query, own, list(key.before), scale, attention_mask.all()), None
 
 
 def build(config_dir: Path, kind: str, out: Path) -> None:
@@ -282,7 +299,7 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
         (
             torch.zeros(rows, new, dtype=torch.long),
             torch.zeros(rows, new, dtype=torch.long),
-            torch.ones(rows, 1, new, 256, dtype=torch.bool),
+            torch.ones((256,) if several else (rows, 1, new, 256), dtype=torch.bool),
             torch.zeros(wanted, dtype=torch.long),
             slots,
             [torch.zeros_like(one) for one in slots],
@@ -290,7 +307,7 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
         dynamic_shapes=(
             {**free, **several},
             {**free, **several},
-            {**free, 3: dim("length"), **({2: new_size} if several else {})},
+            {0: dim("before")} if several else {**free, 3: dim("length")},
             {0: dim("wanted", CHUNK)} if several else None,
             [slot] * layers,
             [slot] * layers,

@@ -15,11 +15,20 @@ from torch import nn
 log = logging.getLogger(__name__)
 
 
+_AT_ONCE = 2**18
+"""Weights that are rounded at once: what is made of them on the way stays in a core's cache."""
+
+
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 values of shape (out, in) and scales of shape (out,); ``values * scales[:, None]`` is nearly ``weight``."""
-    weight = weight.float()
-    scales = weight.abs().amax(1).clamp(min=1e-12) / 127
-    return (weight / scales[:, None]).round().to(torch.int8), scales
+    values = torch.empty(weight.shape, dtype=torch.int8)
+    scales = torch.empty(weight.shape[0])
+    rows = max(1, _AT_ONCE // weight.shape[1])
+    for start in range(0, weight.shape[0], rows):
+        part = weight[start : start + rows].float()
+        some = torch.div(part.abs().amax(1).clamp_(min=1e-12), 127, out=scales[start : start + rows])
+        values[start : start + rows] = (part / some[:, None]).round_()
+    return values, scales
 
 
 def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

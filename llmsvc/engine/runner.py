@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from llmsvc.engine.chunk_attention import attend_by_chunks
-from llmsvc.engine.compiled import CHUNK, CompiledStep
+from llmsvc.engine.compiled import CHUNK, CompiledStep, before
 from llmsvc.engine.kv_cache import Masks, SlotCache
 
 LANES = 32
@@ -70,8 +70,11 @@ class Runner:
         length = self._whole(end)
         self._aim(slot, slot + 1, positions, length, length)
         ids = torch.tensor([tokens], device=self._device)
-        piece = start if compiled is None and new >= PIECE else None
-        return self._forward(ids, self._mask(positions, length, piece), list(range(new - wanted, new)), compiled)[0]
+        mask = before(start) if compiled is not None and new > 1 else None
+        if mask is None:
+            compiled = compiled if new == 1 else None
+            mask = self._mask(positions, length, start if compiled is None and new >= PIECE else None)
+        return self._forward(ids, mask, list(range(new - wanted, new)), compiled)[0]
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:

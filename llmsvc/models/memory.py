@@ -1,9 +1,11 @@
 """How much memory is free, on the host and on a GPU, and how much a process has. Imports no torch."""
 
 import ctypes
+import gc
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _GROUPS = Path("/sys/fs/cgroup")
@@ -73,6 +75,20 @@ def one_heap() -> None:
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).mallopt(-8, 1)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around imports of large libraries, a third of whose time goes into looking for garbage that they do not make.
+
+    What was imported is not looked at later either: that stops every thread for a quarter of a second.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def give_back() -> None:

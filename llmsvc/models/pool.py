@@ -375,7 +375,8 @@ class ModelPool:
         progress("Looking for the files", 0, 0)
         folder = fetch(self.catalogue, self.catalogue.entry(pooled.id), progress)
         progress("Starting torch and transformers", 0, 0)
-        from llmsvc.engine import Engine  # torch comes with it, so not before the page is open
+        with memory.importing():
+            from llmsvc.engine import Engine  # torch comes with it, so not before the page is open
 
         context = self._habits(pooled.id).get("context", 0)
         check_folder(folder)

@@ -63,6 +63,20 @@ def said(engine: Engine) -> list[dict[str, str]]:
     return texts
 
 
+CUTS = (1, 2, 3, 64, 255, 256, 257, 300)
+"""Tokens that are cached before a piece."""
+
+
+def said_behind(engine: Engine, cut: int) -> str:
+    """What the engine says to a prompt whose first ``cut`` tokens another prompt left in the cache."""
+    collected = Collected(engine)
+    first = [(cut * 13 + n * 11) % 290 + 5 for n in range(cut)]
+    collected.submit("before", first, max_tokens=1)
+    collected.all(1)
+    collected.submit("behind", first + [(n * 17) % 290 + 5 for n in range(310)])
+    return collected.all(1)["behind"][0]
+
+
 def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any) -> None:
     engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
     try:
@@ -75,11 +89,31 @@ def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any) -> None:
     assert len(list(folder.glob("*.so"))) == 3
 
     # The next start finds them on the disk, and lends them other weights of the same shape.
-    engine = Engine(rounded(seed=1), tokenizer, window=512, slots=3, compiled=folder)
+    engine = Engine(rounded(seed=1), tokenizer, window=512, slots=3)
     try:
         other = said(engine)
+    finally:
+        engine.close()
+    engine = Engine(rounded(seed=1), tokenizer, window=512, slots=3, compiled=folder)
+    try:
         until(lambda: engine.compiled == KINDS, 30)
         assert said(engine) == other != before
+    finally:
+        engine.close()
+
+
+def test_a_piece_says_the_same_wherever_it_begins(folder: Path, tokenizer: Any) -> None:
+    """A prompt is cut at any place: by what is cached already, and by what else is computed."""
+    engine = Engine(rounded(), tokenizer, window=1024, slots=3)
+    try:
+        before = [said_behind(engine, cut) for cut in CUTS]
+    finally:
+        engine.close()
+    engine = Engine(rounded(), tokenizer, window=1024, slots=3, compiled=folder)
+    try:
+        until(lambda: engine.compiled == KINDS)
+        assert [said_behind(engine, cut) for cut in CUTS] == before
+        assert engine.compiled == KINDS
     finally:
         engine.close()
 
@@ -160,12 +194,14 @@ def test_a_step_that_computes_something_else_is_refused(
 ) -> None:
     right = CompiledStep.__call__
     monkeypatch.setattr(CompiledStep, "__call__", lambda self, *args: right(self, *args) * 1.02)
+    for good in folder.glob("*.good"):  # as if another library were there than the one that was found good
+        good.write_text("of another")
     engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
     try:
         until(lambda: engine.warm)
         assert caplog.text.count("computes something else") == 3
         assert engine.compiled == set()
-        assert sorted(file.suffix for file in folder.iterdir() if file.suffix != ".faster") == [".refused"] * 3
+        assert sorted(file.suffix for file in folder.iterdir() if file.suffix != ".good") == [".refused"] * 3
     finally:
         engine.close()
 
