@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llmsvc.engine.compiled import CompiledStep
+from llmsvc.engine.compiled import CHUNK, CompiledStep
 from llmsvc.engine.compute import compute
 from llmsvc.engine.constraint import Constraint, Constraints
 from llmsvc.engine.detokenize import Detokenizer
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _TIMED, _QUICK = 128, 300.0
 """Tokens: what is shorter says little of how fast prompts are read. And tokens per second."""
+_STEP_SECONDS, _LEAST = 2.0, 64
+"""How long a prompt's piece may take, for who stops waits for its end; and how many tokens it has at least."""
 
 
 class Engine:
@@ -55,7 +57,7 @@ class Engine:
         compiled: Path | None = None,
         paged: bool | None = None,
     ) -> None:
-        """``slots`` and ``chunk`` (tokens of prompts in a step): by default what suits the device.
+        """``slots`` and ``chunk`` (tokens of prompts in a step): by default what suits the device and its speed.
 
         ``kv_bytes``: what the KV cache may take; by default a share of the memory that is there. ``compiled``: where
         compiled steps are kept; without it none is made. ``paged``: whether that cache is in pages; on a GPU it is.
@@ -66,7 +68,8 @@ class Engine:
         self._eos = _end_tokens(model, tokenizer)
         budget = (kv_bytes or _memory(model.device)) // _token_bytes(model)
         paged = model.device.type != "cpu" if paged is None else paged
-        slots, chunk = slots or (128 if paged else 32), chunk or (2048 if paged else 256)
+        self._paced = not chunk and not paged
+        slots, chunk = slots or (128 if paged else 32), chunk or (2048 if paged else CHUNK)
         self._do = compute if model.device.type == "cpu" else _at_once
         self._runner: Runner | PagedRunner
         if paged:
@@ -268,13 +271,20 @@ class Engine:
             self._end(sequence, FinishReason.CANCELLED)
 
     def _measure(self) -> None:
-        """How fast it reads: by a few tokens, and where those took no time by more, which tell more."""
+        """How fast it reads: by a few tokens, and where those took no time by more, unless somebody waits already."""
         for length in (min(_TIMED // 4, self.window), min(_TIMED, self.window)):
             began = time.perf_counter()
             self._do(self._runner.prefill, 0, [0] * length, 0)
-            self.reading = length / (time.perf_counter() - began)
-            if self.reading < _QUICK:
+            self._reads(length / (time.perf_counter() - began))
+            if self.reading < _QUICK or self._inbox:
                 return
+
+    def _reads(self, speed: float) -> None:
+        """Have a prompt's pieces fit the speed at which it is read."""
+        self.reading = speed
+        if self._paced:
+            most = max(_LEAST, min(CHUNK, int(speed * _STEP_SECONDS)))
+            self._scheduler.chunk = 1 << most.bit_length() - 1
 
     def _receive(self) -> bool:
         """Do what the inbox says, waiting while there is nothing to do. False when closing."""
@@ -381,9 +391,9 @@ class Engine:
         """Prefill, and on a CPU measure how fast that is."""
         began = time.perf_counter()
         last = self._runner.prefill(slot, tokens, start)
-        if len(tokens) >= _TIMED and not self._late:
+        if len(tokens) >= min(_TIMED, self._scheduler.chunk) and not self._late:
             speed = len(tokens) / (time.perf_counter() - began)
-            self.reading += (speed - self.reading) * 0.3
+            self._reads(self.reading + (speed - self.reading) * 0.3)
         return last
 
     def _shrunk(self, error: Exception) -> bool:

@@ -34,6 +34,11 @@ class Sequence:
         return len(self.tokens) - len(self.request.prompt)
 
     @property
+    def left(self) -> int:
+        """Tokens that are not in the KV cache."""
+        return len(self.tokens) - self.computed
+
+    @property
     def prefilling(self) -> bool:
         return self.computed < len(self.tokens) - 1 or self.generated == 0
 
@@ -73,9 +78,9 @@ class Scheduler:
     def __init__(self, slots: int, chunk: int, max_waiting: int, budget: int, shared_chunk: int = SHARED_CHUNK) -> None:
         """``budget``: tokens that may be cached in all slots together; one sequence has to fit into it.
 
-        ``chunk``: tokens of prompts in a step; of a long one, while others decode, ``shared_chunk``.
+        ``chunk``: tokens of prompts in a step; of a long one, while others decode, ``shared_chunk`` at most.
         """
-        self._chunk, self._shared_chunk, self._max_waiting, self._budget = chunk, shared_chunk, max_waiting, budget
+        self.chunk, self._shared_chunk, self._max_waiting, self._budget = chunk, shared_chunk, max_waiting, budget
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self.cached: list[list[int]] = [[] for _ in range(slots)]
@@ -144,7 +149,7 @@ class Scheduler:
         while self._waiting and len(self._running) < len(self.cached):
             sequence = self._next()
             running = sum(len(other.tokens) for other in self._running.values())
-            if running and running + len(sequence.tokens) + self._chunk > self._budget:
+            if running and running + len(sequence.tokens) + self.chunk > self._budget:
                 break
             self._waiting.remove(sequence)
             copies += self._admit(sequence)
@@ -156,17 +161,22 @@ class Scheduler:
     def _chunks(self) -> tuple[Chunk, ...]:
         """What is prefilled in the next step.
 
-        A few rows take nearly as long to decode as many: prompts that can be finished are, and more rows join. A longer
-        one gives way when others decode.
+        A few rows take nearly as long to decode as many: prompts that can be finished are, the shortest first, and more
+        rows join. A longer one gives way when others decode. The oldest always gets a share, so it comes to its end.
         """
-        room, chunks = self._chunk, []
-        shared = any(not s.prefilling for s in self._running.values())
-        for sequence in self._running.values():
-            left = len(sequence.tokens) - sequence.computed
-            size = min(left, room)
-            if shared and size < left:
-                size = min(size, self._shared_chunk)
-            if sequence.prefilling and size:
+        room, chunks = self.chunk, []
+        share = max(1, min(self._shared_chunk, self.chunk // 4))
+        prefilling = sorted((s for s in self._running.values() if s.prefilling), key=lambda s: s.left)
+        shared = len(prefilling) < len(self._running)
+        oldest = min(prefilling, key=lambda s: self._used[s.slot], default=None)
+        for sequence in prefilling:
+            kept = min(oldest.left, share) if oldest is not None and sequence is not oldest else 0
+            size = min(sequence.left, room - kept)
+            if shared and size < sequence.left:
+                size = min(size, share)
+            if sequence is oldest:
+                oldest = None
+            if size > 0:
                 chunks.append(Chunk(sequence, sequence.computed, sequence.computed + size))
                 room -= size
         return tuple(chunks)

@@ -287,6 +287,23 @@ def test_running_rows_stand_together() -> None:
     assert [scheduler.cached[row.slot] for row in plan.decode] == [row.tokens[:-1] for row in plan.decode]
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one(tokenizer: Any) -> None:
+    """Nor does a long one wait for ever, however many short ones come."""
+    engine = Engine(tiny("llama"), tokenizer, window=512, slots=4, chunk=16)
+    collected, ended = Collected(engine), list[str]()
+    try:
+        collected.submit("long", [(n * 7) % 280 + 5 for n in range(480)], max_tokens=1)
+        for n in range(200):
+            collected.submit(f"short {n}", [(n * 31 + k * 7) % 280 + 5 for k in range(12)], max_tokens=1)
+        while "long" not in ended:
+            event = collected.next()
+            ended += [event.request_id] if event.finish_reason else []
+    finally:
+        engine.close()
+    assert ended[0].startswith("short")
+    assert 20 < len(ended) < 200
+
+
 def test_the_group_with_the_fewest_running_is_next() -> None:
     scheduler = Scheduler(slots=2, chunk=8, max_waiting=100, budget=10_000)
     for n, group in enumerate("aaab"):
