@@ -60,7 +60,10 @@ def compile_steps(data: Path, models: tuple[str, ...], *flags: str) -> None:
     with server("llmsvc", data, *flags) as url:
         for number, model in enumerate(models, 1):
             Client(url, verbose=False).predict(model, api_name="/model_load")
+            end = time.monotonic() + 1200
             while sum(file.suffix in (".good", ".refused") for file in data.glob("compiled/*")) < KINDS * number:
+                if time.monotonic() > end:
+                    raise SystemExit("nothing is compiled here (is there a C++ compiler?): --cold measures without")
                 time.sleep(1)
 
 

@@ -82,7 +82,7 @@ class Engine:
         self._details: dict[str, _Detail] = {}
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing = self._asked = False
         self._token_bytes = _token_bytes(model)
         self.tokens = 0
         """Made since the start."""
@@ -123,6 +123,7 @@ class Engine:
                 raise Unavailable("This model is being unloaded. Choose another one or load it again.")
             if self._scheduler.waiting + len(self._inbox) >= self._max_waiting:
                 raise Busy("The model is busy with many other requests. Try again in a moment.")
+            self._asked = True
             self._inbox.append(lambda: self._accept(request, constraint))
             self._wake.notify()
 
@@ -273,11 +274,15 @@ class Engine:
     def _measure(self) -> None:
         """How fast it reads: by a few tokens, and where those took no time by more, unless somebody waits already."""
         for length in (min(_TIMED // 4, self.window), min(_TIMED, self.window)):
-            began = time.perf_counter()
-            self._do(self._runner.prefill, 0, [0] * length, 0)
-            self._reads(length / (time.perf_counter() - began))
-            if self.reading < _QUICK or self._inbox:
+            self._reads(self._do(self._speed, length))
+            if self.reading < _QUICK or self._asked:
                 return
+
+    def _speed(self, length: int) -> float:
+        """Tokens of a prompt per second."""
+        began = time.perf_counter()
+        self._runner.prefill(0, [0] * length, 0)
+        return length / (time.perf_counter() - began)
 
     def _reads(self, speed: float) -> None:
         """Have a prompt's pieces fit the speed at which it is read."""
@@ -391,8 +396,8 @@ class Engine:
         """Prefill, and on a CPU measure how fast that is."""
         began = time.perf_counter()
         last = self._runner.prefill(slot, tokens, start)
-        if len(tokens) >= min(_TIMED, self._scheduler.chunk) and not self._late:
-            speed = len(tokens) / (time.perf_counter() - began)
+        speed = len(tokens) / (time.perf_counter() - began)
+        if not self._late and (len(tokens) >= _TIMED or speed > self.reading):  # in small pieces it reads no slower
             self._reads(self.reading + (speed - self.reading) * 0.3)
         return last
 

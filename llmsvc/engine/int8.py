@@ -22,7 +22,7 @@ _AT_ONCE = 2**18
 def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 values of shape (out, in) and scales of shape (out,); ``values * scales[:, None]`` is nearly ``weight``."""
     values = torch.empty(weight.shape, dtype=torch.int8)
-    scales = torch.empty(weight.shape[0])
+    scales = torch.empty(weight.shape[0], dtype=torch.float32)  # another load may have changed the default meanwhile
     rows = max(1, _AT_ONCE // weight.shape[1])
     for start in range(0, weight.shape[0], rows):
         part = weight[start : start + rows].float()

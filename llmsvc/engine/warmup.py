@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _ROWS = {"one": (1,), "chunk": (1,), "rows": (2, 8, 32)}
 """The kinds of steps, in the order in which they are made, and for how many rows each is measured."""
 _PATIENCE_SECONDS = 120
+_KEPT_SECONDS = 60 * 86_400
 
 
 class _Refused(Exception):
@@ -93,6 +95,7 @@ class Warmup(_Background):
             if reason := why_not(self._model):
                 return log.info("the model is served without compiled steps: %s", reason)
             self._folder.mkdir(parents=True, exist_ok=True)
+            self._forget()
             for kind in _ROWS:
                 library = self._folder / library_name(self._model, kind)
                 if step := self._step(library, kind):
@@ -105,6 +108,13 @@ class Warmup(_Background):
         finally:
             self._runner.reset()
         return None
+
+    def _forget(self) -> None:
+        """Delete what no model used for long: of other models, or of earlier versions."""
+        for file in self._folder.iterdir():
+            with suppress(OSError):
+                if time.time() - file.stat().st_mtime > _KEPT_SECONDS:
+                    file.unlink()
 
     def _step(self, library: Path, kind: str) -> CompiledStep | None:
         """A step that says what the model says and is faster, from the disk or built; None when there is none."""
@@ -123,8 +133,15 @@ class Warmup(_Background):
                     raise _Refused("it computes something else")
                 if not self._is_faster(kind, step):
                     raise _Refused("it is slower here")
-                good.write_text(sum_)
+                with suppress(OSError):  # it is compared again next time
+                    good.write_text(sum_)
+            for file in (library, good):
+                os.utime(file)
             return step
+        except _Closing:
+            if step is not None:
+                step.close()
+            raise
         except _Refused as error:
             if not refused.exists():
                 refused.write_text(str(error))

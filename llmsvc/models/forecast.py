@@ -143,9 +143,12 @@ def _weights(contents: Contents, weights: Weights) -> tuple[int, int]:
         held += _rounded(max(embeddings, key=lambda tensor: tensor.count))
         layers.append(max(embeddings, key=lambda tensor: tensor.count))
     if weights.rounded:
-        # One layer after the other is rounded, by way of two more copies of it; the head comes last.
-        first, last = (2 * item * tensor.count for tensor in (layers[0], layers[-1]))
-        return held, max(wide + first, held + last)
+        now = peak = wide
+        for tensor in layers:  # one after the other is rounded; the head comes last
+            now += _rounded(tensor)
+            peak = max(peak, now)
+            now -= item * tensor.count
+        return held, peak
     largest = max((tensor.count for tensor in layers), default=0)
     return held, held + (2 * item + 4) * largest if weights.quantization != "none" else held
 

@@ -14,6 +14,7 @@ from tiny import Collected, tiny
 from llmsvc.engine import Engine
 from llmsvc.engine.compiled import CompiledStep, has_compiler, library_name
 from llmsvc.engine.int8 import quantize_linears
+from llmsvc.engine.warmup import Warmup
 
 PROMPTS = {f"p{n}": [(n * 31 + k * 7) % 290 + 5 for k in range(3 + 69 * n)] for n in range(3)}
 KINDS = {"one", "chunk", "rows"}
@@ -41,8 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take a compiled step wherever there is one: on models as tiny as these speed says nothing."""
-    from llmsvc.engine.warmup import Warmup
-
     monkeypatch.setattr(Warmup, "_is_faster", lambda *_: True)
 
 
@@ -77,7 +76,7 @@ def said_behind(engine: Engine, cut: int) -> str:
     return collected.all(1)["behind"][0]
 
 
-def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any) -> None:
+def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
     try:
         before = said(engine)
@@ -94,6 +93,7 @@ def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any) -> None:
         other = said(engine)
     finally:
         engine.close()
+    monkeypatch.setattr(Warmup, "_agrees", lambda *_: pytest.fail("what was found good is compared again"))
     engine = Engine(rounded(seed=1), tokenizer, window=512, slots=3, compiled=folder)
     try:
         until(lambda: engine.compiled == KINDS, 30)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import CONFIGS, Collected, tiny
 from torch import nn
 
-from llmsvc.engine import Engine
+from llmsvc.engine import Engine, int8
 from llmsvc.engine.int8 import Int8Linear, quantize, quantize_linears
 
 
@@ -31,12 +31,14 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(seed: int, width: in
         assert torch.equal(layer(x[row : row + 1])[0], out[row])
 
 
-@given(st.integers(0, 1000))
+@given(st.integers(0, 1000), st.sampled_from([1, 66, 10_000]))
 @settings(deadline=None, max_examples=30)
-def test_rounding_is_within_half_a_step(seed: int) -> None:
+def test_rounding_is_within_half_a_step(seed: int, at_once: int) -> None:
     weight = torch.randn(7, 33, generator=torch.Generator().manual_seed(seed))
     weight[2] = 0
-    values, scales = quantize(weight)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8, "_AT_ONCE", at_once)
+        values, scales = quantize(weight)
     assert bool(((values * scales[:, None] - weight).abs() <= scales[:, None] / 2 + 1e-6).all())
 
 

@@ -346,6 +346,7 @@ def test_unloading_leaves_no_thread_no_file_and_no_tensors(five: list[str], pool
         import gc
 
         names = {thread.name for thread in threading.enumerate()}
+        gc.unfreeze()  # or they would not be counted
         tensors = sum(1 for thing in gc.get_objects() if torch.is_tensor(thing))
         return names, descriptors(), tensors
 
