@@ -32,7 +32,7 @@ from llmsvc.models.catalogue import SMOLLM2, Catalogue  # noqa: E402
 from llmsvc.models.download import fetch  # noqa: E402
 
 ANSWER = 16
-KINDS = 3
+KINDS = 4
 """Of compiled steps."""
 
 

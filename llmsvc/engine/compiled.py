@@ -1,6 +1,7 @@
 """Steps of one model, compiled ahead of time for a CPU.
 
 ``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads 2 to CHUNK tokens in one.
+``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
 ``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT`` makes one, in a process of its own: it takes minutes of a core.
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
 
@@ -36,8 +37,8 @@ from llmsvc.engine.chunk_attention import NAME, OTHERS, attend_parts
 from llmsvc.engine.int8 import Int8Linear, halves, replace_linears
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
 
-CHUNK = 256
-"""Tokens in a step of the kind "chunk" at most."""
+CHUNK = 512
+"""Tokens in a step of the kinds "chunk" and "fill" at most."""
 _LONGEST = 2**20
 """Positions that a step admits; the model's window is checked elsewhere."""
 
@@ -81,9 +82,9 @@ class CompiledStep:
     ) -> torch.Tensor:
         """Logits of shape (rows, wanted, vocabulary), of the new tokens with the numbers ``wanted``.
 
-        ``ids`` and ``positions``: (rows, new); ``mask``: (rows, 1, new, length), of a "chunk" what ``before`` makes;
-        ``wanted``: of a "chunk" two or more, else one; ``keys`` and ``values``: by layer, (rows, heads, capacity, head
-        size), written at ``positions``. Raises RuntimeError.
+        ``ids`` and ``positions``: (rows, new); ``mask``: (rows, 1, new, length), of a piece what ``before`` makes;
+        ``wanted``: of a piece two or more, else one, and of a "fill" of no matter; ``keys`` and ``values``: by layer,
+        (rows, heads, capacity, head size), written at ``positions``. Raises RuntimeError.
         """
         tensors = [ids, positions, mask, torch.tensor(wanted), *keys, *values]
         given = _aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # taken by the call
@@ -178,7 +179,7 @@ class _PieceLayer(SlotLayer):
 
 
 def before(start: int) -> torch.Tensor | None:
-    """How a "chunk" is told that it begins at ``start``; None where it cannot be told.
+    """How a piece of a text is told that it begins at ``start``; None where it cannot be told.
 
     As many truths as there are tokens before it; an exported size is never 0 nor 1, so two untruths stand for none.
     """
@@ -188,9 +189,9 @@ def before(start: int) -> torch.Tensor | None:
 class _Step(nn.Module):
     """What is compiled: the unmodified model over slots that are given to it."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, silent: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.silent = model, silent
 
     def forward(
         self,
@@ -212,6 +213,8 @@ class _Step(nn.Module):
             use_cache=True,
             logits_to_keep=wanted,
         )
+        if self.silent:  # what only leads to the logits is left out of the graph
+            return ids[:, :, None].float()
         return output.logits  # type: ignore[no-any-return]
 
 
@@ -288,18 +291,19 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
     def dim(name: str, most: int = _LONGEST) -> Any:
         return torch.export.Dim(name, min=2, max=most)
 
-    rows, new, wanted = {"one": (1, 1, 1), "rows": (5, 1, 1), "chunk": (1, CHUNK // 2, 3)}[kind]
+    piece = kind in ("chunk", "fill")
+    rows, new, wanted = (1, CHUNK // 2, 3) if piece else (5 if kind == "rows" else 1, 1, 1)
     free = {0: dim("rows")} if kind == "rows" else {}
     new_size = dim("new", CHUNK)
-    several = {1: new_size} if kind == "chunk" else {}
+    several = {1: new_size} if piece else {}
     slots = [torch.zeros(rows, heads, 512, size) for _ in range(layers)]
     slot = {**free, 2: dim("capacity")}
     exported = torch.export.export(
-        _Step(model),
+        _Step(model, kind == "fill"),
         (
             torch.zeros(rows, new, dtype=torch.long),
             torch.zeros(rows, new, dtype=torch.long),
-            torch.ones((256,) if several else (rows, 1, new, 256), dtype=torch.bool),
+            torch.ones((256,) if piece else (rows, 1, new, 256), dtype=torch.bool),
             torch.zeros(wanted, dtype=torch.long),
             slots,
             [torch.zeros_like(one) for one in slots],
@@ -307,8 +311,8 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
         dynamic_shapes=(
             {**free, **several},
             {**free, **several},
-            {0: dim("before")} if several else {**free, 3: dim("length")},
-            {0: dim("wanted", CHUNK)} if several else None,
+            {0: dim("before")} if piece else {**free, 3: dim("length")},
+            {0: dim("wanted", CHUNK)} if piece else None,
             [slot] * layers,
             [slot] * layers,
         ),

@@ -386,16 +386,17 @@ class Engine:
 
     def _prefill(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
-        last = self._read(sequence.slot, sequence.tokens[chunk.start : chunk.end], chunk.start)
+        ends = chunk.end == len(sequence.tokens)
+        last = self._read(sequence.slot, sequence.tokens[chunk.start : chunk.end], chunk.start, int(ends or self._late))
         self._tell()
         self._scheduler.advance(sequence, chunk.end)
-        if chunk.end == len(sequence.tokens):
+        if ends:
             self._choose((sequence,), last)
 
-    def _read(self, slot: int, tokens: list[int], start: int) -> torch.Tensor:
+    def _read(self, slot: int, tokens: list[int], start: int, wanted: int) -> torch.Tensor:
         """Prefill, and on a CPU measure how fast that is."""
         began = time.perf_counter()
-        last = self._runner.prefill(slot, tokens, start)
+        last = self._runner.prefill(slot, tokens, start, wanted)
         speed = len(tokens) / (time.perf_counter() - began)
         if not self._late and (len(tokens) >= _TIMED or speed > self.reading):  # in small pieces it reads no slower
             self._reads(self.reading + (speed - self.reading) * 0.3)

@@ -53,14 +53,17 @@ class Runner:
     def prefill(self, slot: int, tokens: list[int], start: int, wanted: int = 1) -> torch.Tensor:
         """Write ``tokens`` at positions ``start``… of ``slot``.
 
-        Returns the logits of the last ``wanted`` of them, shape (wanted, vocabulary).
+        Returns the logits of the last ``wanted`` of them, shape (wanted, vocabulary); of none there may be any.
         """
         # Not in the first pass of all: the model itself says what the cache looks like.
         compiled = self.compiled if self._cache.used() else {}
-        while "chunk" in compiled and len(tokens) > max(CHUNK, wanted):
-            self._prefill(slot, tokens[:CHUNK], start, 1, compiled["chunk"])
+        chunk = compiled.get("chunk")
+        fill = compiled.get("fill", chunk)
+        while chunk is not None and len(tokens) > max(CHUNK, wanted):
+            self._prefill(slot, tokens[:CHUNK], start, 1, fill)
             tokens, start = tokens[CHUNK:], start + CHUNK
-        return self._prefill(slot, tokens, start, wanted, compiled.get("one" if len(tokens) == 1 else "chunk"))
+        kind = compiled.get("one") if len(tokens) == 1 else chunk if wanted else fill
+        return self._prefill(slot, tokens, start, max(wanted, 1), kind)
 
     def _prefill(
         self, slot: int, tokens: list[int], start: int, wanted: int, compiled: CompiledStep | None

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from llmsvc.engine.compiled import CHUNK, CompiledStep, library_name, why_not
+from llmsvc.engine.compiled import CompiledStep, library_name, why_not
 from llmsvc.engine.compute import compute
 from llmsvc.engine.paged_runner import says_the_same
 from llmsvc.engine.runner import Runner
@@ -25,8 +25,10 @@ from llmsvc.engine.runner import Runner
 log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
-_ROWS = {"one": (1,), "chunk": (1,), "rows": (2, 8, 32)}
+_ROWS = {"one": (1,), "chunk": (1,), "rows": (2, 8, 32), "fill": (1,)}
 """The kinds of steps, in the order in which they are made, and for how many rows each is measured."""
+_PIECE = 256
+"""Tokens of a prompt with which steps are compared, and of those that are there before."""
 _PATIENCE_SECONDS = 120
 _KEPT_SECONDS = 60 * 86_400
 
@@ -77,7 +79,7 @@ class Warmup(_Background):
     ) -> None:
         self._model, self._folder, self._install, self._busy = model, folder, install, busy
         self._slots = min(slots, max(_ROWS["rows"]))
-        self._runner = Runner(model, self._slots, 4 * CHUNK)
+        self._runner = Runner(model, self._slots, 4 * _PIECE)
         self._steps: dict[str, CompiledStep] = {}
         self._patience = 0.0
         self._closing = threading.Event()
@@ -193,14 +195,17 @@ class Warmup(_Background):
         choices: tuple[dict[str, CompiledStep], ...] = ({}, {kind: step})
         for compiled in choices:
             self._runner.compiled = compiled
-            lengths = [CHUNK + 6 + 7 * slot for slot in range(rows)]
+            lengths = [_PIECE + 6 + 7 * slot for slot in range(rows)]
             for slot, length in enumerate(lengths):
-                self._quiet()
-                found += compute(self._runner.prefill, slot, [(7 * slot + n) % 250 for n in range(length)], 0)
+                tokens = [(7 * slot + n) % 250 for n in range(length)]
+                for start, end, wanted in ((0, 100, 0), (100, _PIECE, 0), (_PIECE, length, 1)):
+                    self._quiet()
+                    logits = compute(self._runner.prefill, slot, tokens[start:end], start, wanted)
+                found += logits
             for n in range(3):
                 self._quiet()
-                tokens = {s: s + n for s in range(rows)}
-                found += compute(self._runner.decode, tokens, [x + n for x in lengths])
+                last = {s: s + n for s in range(rows)}
+                found += compute(self._runner.decode, last, [x + n for x in lengths])
         return compute(_near, found)
 
     def _is_faster(self, kind: str, step: CompiledStep) -> bool:
@@ -216,10 +221,10 @@ class Warmup(_Background):
                 self._quiet()
                 self._runner.compiled = {kind: step} if mine else {}
                 start = time.perf_counter()
-                if kind == "chunk":
-                    compute(self._runner.prefill, 0, [0] * CHUNK, CHUNK)
+                if kind in ("chunk", "fill"):
+                    compute(self._runner.prefill, 0, [0] * _PIECE, _PIECE, int(kind == "chunk"))
                 else:
-                    compute(self._runner.decode, dict.fromkeys(range(rows), 0), [CHUNK] * self._slots)
+                    compute(self._runner.decode, dict.fromkeys(range(rows), 0), [_PIECE] * self._slots)
                 times.append(time.perf_counter() - start)
         total = {
             mine: sum(statistics.median(times) for (_, by), times in seconds.items() if by is mine)
