@@ -164,10 +164,11 @@ class Scheduler:
         A few rows take nearly as long to decode as many: prompts that can be finished are, the shortest first, and more
         rows join. A longer one gives way when others decode. The oldest always gets a share, so it comes to its end.
         """
-        room, chunks = self.chunk, []
+        chunks: list[Chunk] = []
         share = max(1, min(self._shared_chunk, self.chunk // 4))
         prefilling = sorted((s for s in self._running.values() if s.prefilling), key=lambda s: s.left)
         shared = len(prefilling) < len(self._running)
+        room = min(self.chunk, 4 * share) if shared else self.chunk
         oldest = min(prefilling, key=lambda s: self._used[s.slot], default=None)
         for sequence in prefilling:
             kept = min(oldest.left, share) if oldest is not None and sequence is not oldest else 0
