@@ -348,6 +348,7 @@ def test_unloading_leaves_no_thread_no_file_and_no_tensors(five: list[str], pool
         names = {thread.name for thread in threading.enumerate()}
         gc.unfreeze()  # or they would not be counted
         tensors = sum(1 for thing in gc.get_objects() if torch.is_tensor(thing))
+        gc.freeze()  # or all later tests would stop for collections
         return names, descriptors(), tensors
 
     first = cycle()
@@ -397,7 +398,7 @@ def test_random_requests_under_a_budget_for_two_of_five(
             and row.state in ("ready", "parked")
             and not (row.answering or row.waiters)
         ):
-            await asyncio.to_thread(service.pool.unload, model)
+            service.pool.unload(model)  # at once: nobody may ask for it in between
         else:
             turn = service.turns.start("local", sessions[number % len(sessions)], "Hello", model=model, max_tokens=4)
             async for _ in service.turns.attach(turn):
