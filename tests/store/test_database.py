@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tinydb import TinyDB
 
@@ -260,7 +260,6 @@ def test_owners_do_not_see_each_other(tmp_path: Path) -> None:
     database.close()
 
 
-@settings(deadline=None)  # the first import of a process takes longer
 @given(text=st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_import_of_anything_is_an_answer_or_a_sentence(tmp_path_factory, text: str) -> None:
     database = Database(tmp_path_factory.mktemp("import"))
