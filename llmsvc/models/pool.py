@@ -337,6 +337,7 @@ class ModelPool:
         if old is not None:
             self._release(old)
         failure: LlmsvcError | None = None
+        arrived = False
         try:
             if pooled.engine is None:
                 self._load(pooled)
@@ -347,6 +348,7 @@ class ModelPool:
                 with self._changed:
                     self._check(pooled)
                     self._arrive(pooled)
+            arrived = True  # it may have been used, and parked again, by now
         except Cancelled:
             pass
         except LlmsvcError as error:
@@ -359,8 +361,8 @@ class ModelPool:
                 failure.__cause__ = failure.__context__ = None
                 pooled.error, pooled.state = failure, "failed"
                 pooled.ready.set_exception(failure)
-            pooled.reserved = 0
-            arrived = pooled.state == "ready"
+            if not arrived:
+                pooled.reserved = 0
             self._changed.notify_all()
         if not arrived:
             self._drop(pooled)

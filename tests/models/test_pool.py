@@ -390,8 +390,9 @@ def test_random_requests_under_a_budget_for_two_of_five(
         if kind == "load":
             await collect(service.pool, model)
         elif kind == "pin" and row is not None:
-            service.pool.pin(model)
-            service.pool.pin(model, False)
+            with service.pool._changed:  # what finds one that is pinned meanwhile would rightly be refused
+                service.pool.pin(model)
+                service.pool.pin(model, False)
         elif (
             kind == "unload"
             and row is not None
