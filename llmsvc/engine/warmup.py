@@ -135,10 +135,9 @@ class Warmup(_Background):
                     raise _Refused("it computes something else")
                 if not self._is_faster(kind, step):
                     raise _Refused("it is slower here")
-                with suppress(OSError):  # it is compared again next time
-                    good.write_text(sum_)
-            for file in (library, good):
-                os.utime(file)
+            with suppress(OSError):  # on a full disk it is compared again next time
+                good.write_text(sum_)  # anew each time: what is old is deleted
+                os.utime(library)
             return step
         except _Closing:
             if step is not None:

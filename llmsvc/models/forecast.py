@@ -124,6 +124,7 @@ def _weights(contents: Contents, weights: Weights) -> tuple[int, int]:
     tensors = [tensor for tensor in contents.tensors if not (tied and tensor in heads)]
     held = wide = _buffers(config, kind)
     layers: list[TensorInfo] = []
+    rounding: list[TensorInfo] = []
     embeddings: list[TensorInfo] = []
     for tensor in tensors:
         full = item * tensor.count if tensor.floating else tensor.bytes
@@ -135,16 +136,17 @@ def _weights(contents: Contents, weights: Weights) -> tuple[int, int]:
             held += _bitsandbytes(tensor, weights.quantization, 1 if kind in _TRANSPOSED else 0)
         elif layer and weights.rounded and (kind not in _TRANSPOSED or tensor in heads):
             held += _rounded(tensor)
+            rounding.append(tensor)
         else:
             held += full
         if layer:
             layers.append(tensor)
     if weights.rounded and tied and embeddings:  # the head gets its own 8-bit copy
-        held += _rounded(max(embeddings, key=lambda tensor: tensor.count))
-        layers.append(max(embeddings, key=lambda tensor: tensor.count))
+        rounding.append(max(embeddings, key=lambda tensor: tensor.count))
+        held += _rounded(rounding[-1])
     if weights.rounded:
         now = peak = wide
-        for tensor in layers:  # one after the other is rounded; the head comes last
+        for tensor in rounding:  # one after the other is rounded; the head comes last
             now += _rounded(tensor)
             peak = max(peak, now)
             now -= item * tensor.count
