@@ -77,10 +77,10 @@ def quantize_linears(model: nn.Module) -> bool:
 
 def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
     """Put what ``make`` makes of a linear layer in the place of each."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
-                setattr(module, name, make(child))
+    # Only names are kept: a list of the layers would hold all of them in memory until the last is replaced.
+    for path in [path for path, module in model.named_modules(remove_duplicate=False) if type(module) is nn.Linear]:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, make(model.get_submodule(path)))  # type: ignore[arg-type]
 
 
 def _works() -> bool:
