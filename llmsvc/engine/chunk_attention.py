@@ -14,7 +14,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "chunks"
+HALF = 64
+"""Tokens of a piece's half from which on it pays to read it in two."""
 Pair = list[torch.Tensor]
+Seen = tuple[torch.Tensor, torch.Tensor]
+"""What was read, (1, heads, new, size), and the logarithm of the sum of its weights, (1, heads, new)."""
 OTHERS = ("softcap", "s_aux", "position_bias")
 
 
@@ -47,28 +51,55 @@ def attention(
     if start is None or key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in OTHERS):
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return plain
-    heads, new, shared = query.shape[1], query.shape[2], key.shape[1]
-    own = [part[:, :, start : start + new].repeat_interleave(heads // shared, 1) for part in (key, value)]
-    before = [part[:, :, :start] for part in (key, value)]
-    return attend_parts(query, own, before if start else None, options.get("scaling")), None
+    new = query.shape[2]
+    own = [part[:, :, start : start + new] for part in (key, value)]
+    before = [part[:, :, :start] for part in (key, value)] if start else None
+    return attend_parts(query, own, before, options.get("scaling"), halve=new >= 2 * HALF), None
 
 
 def attend_parts(
-    query: torch.Tensor, own: Pair, before: Pair | None, scale: float | None, seen: torch.Tensor | None = None
+    query: torch.Tensor,
+    own: Pair,
+    before: Pair | None,
+    scale: float | None,
+    seen: torch.Tensor | None = None,
+    *,
+    halve: bool = True,
 ) -> torch.Tensor:
     """What a piece sees of itself and of what is ``before`` it, shape (1, new, heads, size).
 
-    ``query``: (1, heads, new, size); keys and values of its ``own`` tokens have as many heads, those before it fewer.
-    ``seen``: whether it is to see those before it at all.
+    ``query``: (1, heads, new, size); keys and values may have fewer heads. ``seen``: whether it is to see those before
+    it at all. ``halve``: read the piece in two: a causal product of its own computes the half that nobody sees as well.
     """
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    _, heads, new, size = query.shape
-    out: torch.Tensor
-    out, log_sum = flash(query, *own, 0.0, True, scale=scale)
+    new = query.shape[2]
+    half = new // 2 if halve else new
+    out, log_sum = _causal(query[:, :, :half], [part[:, :, :half] for part in own], scale)
+    if halve:
+        second = query[:, :, half:]
+        later = _causal(second, [part[:, :, half:] for part in own], scale)
+        later = _join(later, _all(second, [part[:, :, :half] for part in own], scale))
+        out, log_sum = torch.cat([out, later[0]], 2), torch.cat([log_sum, later[1]], 2)
     if before is not None:
-        rows = query.reshape(1, before[0].shape[1], -1, size)
-        theirs, their_sum = flash(rows, *before, scale=scale)
-        share = torch.sigmoid(log_sum - their_sum.reshape(1, heads, new))
-        both = torch.lerp(theirs.reshape(1, heads, new, size), out, share[..., None].to(out.dtype))
+        both, _ = _join((out, log_sum), _all(query, before, scale))
         out = both if seen is None else torch.where(seen, both, out)
     return out.transpose(1, 2).contiguous()
+
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _causal(query: torch.Tensor, keys: Pair, scale: float | None) -> Seen:
+    keys = [part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in keys]
+    out, log_sum = _flash(query, *keys, 0.0, True, scale=scale)
+    return out, log_sum
+
+
+def _all(query: torch.Tensor, keys: Pair, scale: float | None) -> Seen:
+    _, heads, new, size = query.shape
+    out, log_sum = _flash(query.reshape(1, keys[0].shape[1], -1, size), *keys, scale=scale)
+    return out.reshape(1, heads, new, size), log_sum.reshape(1, heads, new)
+
+
+def _join(one: Seen, other: Seen) -> Seen:
+    share = torch.sigmoid(one[1] - other[1])[..., None].to(one[0].dtype)
+    return torch.lerp(other[0], one[0], share), torch.logaddexp(one[1], other[1])

@@ -1,7 +1,7 @@
 """Steps of one model, compiled ahead of time for a CPU.
 
-``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads 2 to CHUNK tokens in one.
-``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
+``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads LEAST to CHUNK tokens in
+one, ``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
 ``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT`` makes one, in a process of its own: it takes minutes of a core.
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
 
@@ -22,6 +22,7 @@ import threading
 import time
 import zipfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
 
 CHUNK = 512
 """Tokens in a step of the kinds "chunk" and "fill" at most."""
+LEAST = 4
+"""And at least."""
 _LONGEST = 2**20
 """Positions that a step admits; the model's window is checked elsewhere."""
 
@@ -178,12 +181,13 @@ class _PieceLayer(SlotLayer):
         return key_states, value_states
 
 
-def before(start: int) -> torch.Tensor | None:
-    """How a piece of a text is told that it begins at ``start``; None where it cannot be told.
+def before(start: int, new: int) -> torch.Tensor | None:
+    """How a piece of ``new`` tokens of a text is told that it begins at ``start``; None where it cannot be told.
 
-    As many truths as there are tokens before it; an exported size is never 0 nor 1, so two untruths stand for none.
+    As many truths as there are tokens before it; an exported size is never 0 nor 1, so two untruths stand for none, and
+    each half of a piece has two tokens.
     """
-    return None if start == 1 else torch.full((max(start, 2),), start > 0)
+    return None if start == 1 or new < LEAST else torch.full((max(start, 2),), start > 0)
 
 
 class _Step(nn.Module):
@@ -257,9 +261,14 @@ def _cpu_info() -> list[str]:
 
 
 def _attention(
-    module: Any, query: torch.Tensor, key: Any, value: torch.Tensor, attention_mask: Any, **options: Any
+    silent: int, module: Any, query: torch.Tensor, key: Any, value: torch.Tensor, attention_mask: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
-    """Attention over keys that several heads share and that are not repeated for them."""
+    """Attention over keys that several heads share and that are not repeated for them.
+
+    Of the layer ``silent`` nobody needs it.
+    """
+    if module.layer_idx == silent:
+        return query.transpose(1, 2), None
     rows, heads, new, size = query.shape
     shared, group = key.shape[1], heads // key.shape[1]
     if any(options.get(name) is not None for name in OTHERS):
@@ -273,8 +282,7 @@ def _attention(
             scores = torch.matmul(grouped, key.transpose(2, 3))
         weights = scores.masked_fill(~attention_mask, float("-inf")).softmax(-1)
         return torch.matmul(weights, value).reshape(rows, 1, heads, size), None
-    own = [part.repeat_interleave(group, 1) for part in (key, value)]
-    return attend_parts(query, own, list(key.before), scale, attention_mask.all()), None
+    return attend_parts(query, [key, value], list(key.before), scale, attention_mask.all()), None
 
 
 def build(config_dir: Path, kind: str, out: Path) -> None:
@@ -284,17 +292,17 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     replace_linears(model, SummedLinear if kind == "one" else MatrixLinear)
-    AttentionInterface.register("llmsvc", _attention)
-    model.config._attn_implementation = "llmsvc"
     layers, heads, size = kv_shape(config.get_text_config())
+    AttentionInterface.register("llmsvc", partial(_attention, layers - 1 if kind == "fill" else layers))
+    model.config._attn_implementation = "llmsvc"
 
-    def dim(name: str, most: int = _LONGEST) -> Any:
-        return torch.export.Dim(name, min=2, max=most)
+    def dim(name: str, most: int = _LONGEST, least: int = 2) -> Any:
+        return torch.export.Dim(name, min=least, max=most)
 
     piece = kind in ("chunk", "fill")
     rows, new, wanted = (1, CHUNK // 2, 3) if piece else (5 if kind == "rows" else 1, 1, 1)
     free = {0: dim("rows")} if kind == "rows" else {}
-    new_size = dim("new", CHUNK)
+    new_size = dim("new", CHUNK, LEAST)
     several = {1: new_size} if piece else {}
     slots = [torch.zeros(rows, heads, 512, size) for _ in range(layers)]
     slot = {**free, 2: dim("capacity")}

@@ -6,6 +6,7 @@ of a step's hundreds of loops begins by waking threads that sleep: on 2 cores a 
 https://github.com/gcc-mirror/gcc/blob/master/libgomp/env.c (gomp_throttled_spin_count_var)
 """
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -15,6 +16,22 @@ Result = TypeVar("Result")
 _thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
 
+_asked, _lock = 0, threading.Lock()
+"""How many calls wait for that thread, or for what it does."""
+
+
 def compute(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call ``function`` on that thread and wait for it. Not to be called on that thread itself."""
-    return _thread.submit(function, *arguments).result()
+    global _asked
+    with _lock:
+        _asked += 1
+    try:
+        return _thread.submit(function, *arguments).result()
+    finally:
+        with _lock:
+            _asked -= 1
+
+
+def compute_if_idle(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call ``function`` on that thread if nobody computes there, else on this one: for work that must not wait."""
+    return function(*arguments) if _asked else compute(function, *arguments)

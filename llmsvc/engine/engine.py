@@ -253,7 +253,10 @@ class Engine:
             self._do(self._runner.prefill, 0, [0], 0)  # this sets up kernels for a second: nobody should wait for it
             if not self._late:
                 self._measure()
-            self._runner.reset()
+            if isinstance(self._runner, PagedRunner):
+                self._runner.reset()
+            else:
+                self._runner.drop(0)  # it knows now what its cache looks like, which compiled steps do not tell
         except Exception:
             log.exception("warm-up failed")
         finally:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from llmsvc.engine.compute import compute_if_idle
+
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +53,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        values, scales = quantize(linear.weight.detach())
+        values, scales = compute_if_idle(quantize, linear.weight.detach())
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
         self.bias = linear.bias
@@ -69,7 +71,7 @@ class Int8Linear(nn.Module):
 @torch.no_grad()
 def quantize_linears(model: nn.Module) -> bool:
     """Put an Int8Linear in the place of every linear layer. False, and nothing is changed, where this CPU cannot."""
-    if not _works():
+    if not compute_if_idle(_works):
         return False
     replace_linears(model, Int8Linear)
     return True
@@ -83,6 +85,7 @@ def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) ->
         setattr(model.get_submodule(parent), name, make(model.get_submodule(path)))  # type: ignore[arg-type]
 
 
+@torch.no_grad()
 def _works() -> bool:
     """Whether an Int8Linear computes what it should here: some CPUs' instructions saturate."""
     try:

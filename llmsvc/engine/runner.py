@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from llmsvc.engine.chunk_attention import attend_by_chunks
-from llmsvc.engine.compiled import CHUNK, CompiledStep, before
+from llmsvc.engine.compiled import CHUNK, LEAST, CompiledStep, before
 from llmsvc.engine.kv_cache import Masks, SlotCache
 
 LANES = 32
@@ -68,16 +68,20 @@ class Runner:
     def _prefill(
         self, slot: int, tokens: list[int], start: int, wanted: int, compiled: CompiledStep | None
     ) -> torch.Tensor:
+        # Too few tokens for a compiled step get company, which writes behind their end, where it harms nothing.
+        few = compiled is not None and 1 < len(tokens) < LEAST and start != 1 and start + LEAST <= self._shape[2]
+        extra = LEAST - len(tokens) if few else 0
+        tokens = tokens + [0] * extra
         new, end = len(tokens), start + len(tokens)
         positions = torch.arange(start, end, device=self._device)[None]
         length = self._whole(end)
         self._aim(slot, slot + 1, positions, length, length)
         ids = torch.tensor([tokens], device=self._device)
-        mask = before(start) if compiled is not None and new > 1 else None
+        mask = before(start, new) if compiled is not None and new > 1 else None
         if mask is None:
             compiled = compiled if new == 1 else None
             mask = self._mask(positions, length, start if compiled is None and new >= PIECE else None)
-        return self._forward(ids, mask, list(range(new - wanted, new)), compiled)[0]
+        return self._forward(ids, mask, list(range(new - extra - wanted, new - extra)), compiled)[0]
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,22 +83,25 @@ def load(
     contents = read(folder)
     weights = plan(contents, target, quantization, full_weights)
     expected = forecast(contents, weights)
-    progress("Reading the tokenizer", 0, expected.weights_bytes)
     told = _progress.set(
         lambda share: progress("Loading the weights", int(share * expected.weights_bytes), expected.weights_bytes)
     )
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with _ONE_AT_A_TIME:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=torch.float32 if weights.precise else torch.bfloat16,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                device_map=target,
-                quantization_config=_quantization(quantization),
+        with ThreadPoolExecutor(1, "tokenizer") as aside:  # it takes as long as half a billion weights
+            reading = aside.submit(
+                transformers.AutoTokenizer.from_pretrained, folder, local_files_only=True, trust_remote_code=False
             )
+            with _ONE_AT_A_TIME:
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=torch.float32 if weights.precise else torch.bfloat16,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    device_map=target,
+                    quantization_config=_quantization(quantization),
+                )
+            tokenizer = reading.result()
     except Cancelled:
         raise
     except Exception as error:  # the library raises whatever a broken file makes it raise

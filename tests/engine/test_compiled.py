@@ -62,17 +62,17 @@ def said(engine: Engine) -> list[dict[str, str]]:
     return texts
 
 
-CUTS = (1, 2, 3, 64, 300)
-"""Tokens that are cached before a piece."""
+PIECES = ((1, 610), (2, 610), (3, 610), (64, 610), (300, 610), (64, 2), (64, 3), (64, 4), (64, 5), (3, 7))
+"""Tokens that are cached before a piece, and that it has."""
 
 
-def said_behind(engine: Engine, cut: int) -> str:
-    """What the engine says to a prompt whose first ``cut`` tokens another prompt left in the cache."""
+def said_behind(engine: Engine, cut: int, new: int) -> str:
+    """What the engine says to a prompt of which another one left all but ``new`` tokens in the cache."""
     collected = Collected(engine)
     first = [(cut * 13 + n * 11) % 290 + 5 for n in range(cut)]
     collected.submit("before", first, max_tokens=1)
     collected.all(1)
-    collected.submit("behind", first + [(n * 17) % 290 + 5 for n in range(610)])
+    collected.submit("behind", first + [(n * 17 + new) % 290 + 5 for n in range(new)])
     return collected.all(1)["behind"][0]
 
 
@@ -106,13 +106,13 @@ def test_a_piece_says_the_same_wherever_it_begins(folder: Path, tokenizer: Any) 
     """A prompt is cut at any place: by what is cached already, and by what else is computed."""
     engine = Engine(rounded(), tokenizer, window=2048, slots=3)
     try:
-        before = [said_behind(engine, cut) for cut in CUTS]
+        before = [said_behind(engine, *piece) for piece in PIECES]
     finally:
         engine.close()
     engine = Engine(rounded(), tokenizer, window=2048, slots=3, compiled=folder)
     try:
         until(lambda: engine.compiled == KINDS)
-        assert [said_behind(engine, cut) for cut in CUTS] == before
+        assert [said_behind(engine, *piece) for piece in PIECES] == before
         assert engine.compiled == KINDS
     finally:
         engine.close()
