@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -75,9 +76,11 @@ class Engine:
         if paged:
             self._runner = PagedRunner(model, slots, window, max(budget, window + chunk) + slots * PAGE)
             self._scheduler = Scheduler(slots, chunk, max_waiting, self._runner.most_tokens, chunk // 4)
+            self._most = self._runner.most_tokens
         else:
             self._runner = Runner(model, slots, window)
-            self._scheduler = Scheduler(slots, chunk, max_waiting, max(budget, window + chunk))
+            self._scheduler = Scheduler(slots, chunk, max_waiting, max(budget, window))
+            self._most = max(budget, window) if not kv_bytes else sys.maxsize
         self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size)
         self._details: dict[str, _Detail] = {}
         self._inbox: deque[Callable[[], None]] = deque()
@@ -170,6 +173,11 @@ class Engine:
         Raises Unavailable when the engine is closing.
         """
         self._ask(lambda: self._trim(kv_bytes // self._token_bytes))
+
+    def hold(self, kv_bytes: int) -> None:
+        """Let the KV cache grow to so many bytes, or to one text of the window, from the next step on."""
+        tokens = min(max(kv_bytes // self._token_bytes, self.window), self._most)
+        self._put(lambda: self._scheduler.limit(tokens))
 
     def park(self) -> None:
         """Keep weights and KV cache in host memory until ``unpark``, once it is warm. Nobody may ask meanwhile.

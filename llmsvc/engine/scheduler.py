@@ -136,6 +136,10 @@ class Scheduler:
         for sequence in self._running.values():
             sequence.computed = 0
 
+    def limit(self, budget: int) -> None:
+        """From the next step on, cache no more than ``budget`` tokens."""
+        self._budget = budget
+
     def shrink(self) -> bool:
         """After memory ran out: be content with half of what is cached now. False when one sequence has all of it."""
         if self.running < 2 and not any(c for slot, c in enumerate(self.cached) if slot not in self._running):

@@ -83,6 +83,7 @@ def load(
     contents = read(folder)
     weights = plan(contents, target, quantization, full_weights)
     expected = forecast(contents, weights)
+    progress("Loading the weights", 0, expected.weights_bytes)
     told = _progress.set(
         lambda share: progress("Loading the weights", int(share * expected.weights_bytes), expected.weights_bytes)
     )

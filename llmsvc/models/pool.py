@@ -263,6 +263,7 @@ class ModelPool:
                 del self._models[pooled.id]
             over = self._used() - self._limit("memory")
             to_do = self._park(self._victims(over) or []) if over > 0 else []
+            self._share()
         for pooled in old:
             self._release(pooled)
         for act in to_do:
@@ -330,6 +331,7 @@ class ModelPool:
         pooled.reserved, pooled.leaving, pooled.state = 0, False, "ready"
         pooled.used_at = time.monotonic()
         pooled.ready.set_result(pooled)
+        self._share()
         self._changed.notify_all()
 
     def _bring(self, pooled: PooledModel, old: PooledModel | None) -> None:
@@ -450,7 +452,18 @@ class ModelPool:
                 self._send_away(others + needed - limit)
             return None
         pooled.reserved = needed
-        return [*self._park(victims), *(partial(self._release, p) for p in self._free_host(pooled, needed))]
+        to_do = self._park(victims)
+        to_do += [partial(self._release, p) for p in self._free_host(pooled, needed)]
+        self._share()
+        return to_do
+
+    def _share(self) -> None:
+        """Let the caches of the models that serve grow into what is left, in equal parts. What they have they keep."""
+        there = [p for p in self._models.values() if not (p.remote or p.aside or p.state == "failed")]
+        free = max(0, self._limit("memory") - self._used())
+        for pooled in there:
+            if pooled.state == "ready":
+                pooled.engine.hold(pooled.kv_bytes + free // len(there))
 
     def _victims(self, missing: int, keep: str = "") -> builtins.list[PooledModel] | None:
         """The idle models that have to go for ``missing`` bytes, or None when that is not enough."""
