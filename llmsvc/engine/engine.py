@@ -60,8 +60,9 @@ class Engine:
     ) -> None:
         """``slots`` and ``chunk`` (tokens of prompts in a step): by default what suits the device and its speed.
 
-        ``kv_bytes``: what the KV cache may take; by default a share of the memory that is there. ``compiled``: where
-        compiled steps are kept; without it none is made. ``paged``: whether that cache is in pages; on a GPU it is.
+        ``kv_bytes``: what the KV cache may take until ``hold``; by default a share of the memory that is there.
+        ``compiled``: where compiled steps are kept; without it none is made. ``paged``: whether that cache is in pages;
+        on a GPU it is.
         """
         self.window = window
         self._tokenizer = tokenizer

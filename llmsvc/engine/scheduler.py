@@ -5,6 +5,7 @@ running row and prefills a few tokens of prompts (Sarathi-Serve, Agrawal et al. 
 never stalls the answers that are already streaming.
 """
 
+import sys
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
@@ -81,6 +82,8 @@ class Scheduler:
         ``chunk``: tokens of prompts in a step; of a long one, while others decode, ``shared_chunk`` at most.
         """
         self.chunk, self._shared_chunk, self._max_waiting, self._budget = chunk, shared_chunk, max_waiting, budget
+        self._ceiling = sys.maxsize
+        """What ``limit`` admits at most: memory ran out above it."""
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self.cached: list[list[int]] = [[] for _ in range(slots)]
@@ -137,14 +140,15 @@ class Scheduler:
             sequence.computed = 0
 
     def limit(self, budget: int) -> None:
-        """From the next step on, cache no more than ``budget`` tokens."""
-        self._budget = budget
+        """From the next step on, cache no more than ``budget`` tokens, nor fewer than what runs has."""
+        running = sum(len(sequence.tokens) for sequence in self._running.values())
+        self._budget = min(max(budget, running + self.chunk), self._ceiling)
 
     def shrink(self) -> bool:
         """After memory ran out: be content with half of what is cached now. False when one sequence has all of it."""
         if self.running < 2 and not any(c for slot, c in enumerate(self.cached) if slot not in self._running):
             return False
-        self._budget = max(sum(map(len, self.cached)) // 2, 1)
+        self._budget = self._ceiling = max(sum(map(len, self.cached)) // 2, 1)
         return True
 
     def plan(self) -> Plan:

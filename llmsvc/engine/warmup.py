@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +198,9 @@ class Warmup(_Background):
             lengths = [_PIECE + 6 + 7 * slot for slot in range(rows)]
             for slot, length in enumerate(lengths):
                 tokens = [(7 * slot + n) % 250 for n in range(length)]
-                for start, end, wanted in ((0, 100, 0), (100, _PIECE, 0), (_PIECE, length, 1)):
+                for start, end in pairwise((0, 100, _PIECE, length - 2, length)):
                     self._quiet()
-                    logits = compute(self._runner.prefill, slot, tokens[start:end], start, wanted)
+                    logits = compute(self._runner.prefill, slot, tokens[start:end], start, int(end == length))
                 found += logits
             for n in range(3):
                 self._quiet()

@@ -83,15 +83,20 @@ def load(
     contents = read(folder)
     weights = plan(contents, target, quantization, full_weights)
     expected = forecast(contents, weights)
-    progress("Loading the weights", 0, expected.weights_bytes)
-    told = _progress.set(
-        lambda share: progress("Loading the weights", int(share * expected.weights_bytes), expected.weights_bytes)
+    aside = ThreadPoolExecutor(1, "tokenizer")  # it takes as long as half a billion weights
+    reading = aside.submit(
+        transformers.AutoTokenizer.from_pretrained, folder, local_files_only=True, trust_remote_code=False
     )
+
+    def tell(share: float) -> None:
+        if reading.done():
+            reading.result()  # a broken one ends the load
+        progress("Loading the weights", int(share * expected.weights_bytes), expected.weights_bytes)
+
+    told = _progress.set(tell)
     try:
-        with ThreadPoolExecutor(1, "tokenizer") as aside:  # it takes as long as half a billion weights
-            reading = aside.submit(
-                transformers.AutoTokenizer.from_pretrained, folder, local_files_only=True, trust_remote_code=False
-            )
+        with aside:
+            tell(0)
             with _ONE_AT_A_TIME:
                 model = transformers.AutoModelForCausalLM.from_pretrained(
                     folder,

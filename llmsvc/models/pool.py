@@ -4,6 +4,7 @@ import asyncio
 import builtins
 import gc
 import logging
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -237,6 +238,7 @@ class ModelPool:
         with self._changed:
             pooled = self._own(model_id)
             del self._models[pooled.id]
+            self._share()
         before = self._held(pooled)
         self._release(pooled)
         return {"memory_before": before, "memory_after": self._held(pooled)}
@@ -365,6 +367,7 @@ class ModelPool:
                 pooled.ready.set_exception(failure)
             if not arrived:
                 pooled.reserved = 0
+                self._share()
             self._changed.notify_all()
         if not arrived:
             self._drop(pooled)
@@ -427,6 +430,7 @@ class ModelPool:
                     self._check(pooled)
             finally:
                 self._arriving.remove(pooled)
+                self._share()
                 if not self._arriving:
                     self._stay()
                 self._changed.notify_all()
@@ -452,15 +456,16 @@ class ModelPool:
                 self._send_away(others + needed - limit)
             return None
         pooled.reserved = needed
-        to_do = self._park(victims)
-        to_do += [partial(self._release, p) for p in self._free_host(pooled, needed)]
-        self._share()
-        return to_do
+        return [*self._park(victims), *(partial(self._release, p) for p in self._free_host(pooled, needed))]
 
     def _share(self) -> None:
         """Let the caches of the models that serve grow into what is left, in equal parts. What they have they keep."""
         there = [p for p in self._models.values() if not (p.remote or p.aside or p.state == "failed")]
         free = max(0, self._limit("memory") - self._used())
+        if any(not coming.reserved for coming in self._arriving):  # for it the room is
+            free = 0
+        elif len(there) == 1 and not self._budget.memory:  # as much as an engine that is alone takes by itself
+            free = sys.maxsize
         for pooled in there:
             if pooled.state == "ready":
                 pooled.engine.hold(pooled.kv_bytes + free // len(there))
