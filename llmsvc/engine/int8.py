@@ -69,18 +69,25 @@ class Int8Linear(nn.Module):
 
 
 @torch.no_grad()
-def quantize_linears(model: nn.Module) -> bool:
-    """Put an Int8Linear in the place of every linear layer. False, and nothing is changed, where this CPU cannot."""
+def quantize_linears(model: nn.Module, tell: Callable[[float], None] = lambda share: None) -> bool:
+    """Put an Int8Linear in the place of every linear layer. False, and nothing is changed, where this CPU cannot.
+
+    ``tell`` is told before each which share is done; what it raises ends it.
+    """
     if not compute_if_idle(_works):
         return False
-    replace_linears(model, Int8Linear)
+    replace_linears(model, Int8Linear, tell)
     return True
 
 
-def replace_linears(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> None:
+def replace_linears(
+    model: nn.Module, make: Callable[[nn.Linear], nn.Module], tell: Callable[[float], None] = lambda share: None
+) -> None:
     """Put what ``make`` makes of a linear layer in the place of each."""
     # Only names are kept: a list of the layers would hold all of them in memory until the last is replaced.
-    for path in [path for path, module in model.named_modules(remove_duplicate=False) if type(module) is nn.Linear]:
+    paths = [path for path, module in model.named_modules(remove_duplicate=False) if type(module) is nn.Linear]
+    for number, path in enumerate(paths):
+        tell(number / len(paths))
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, make(model.get_submodule(path)))  # type: ignore[arg-type]
 

@@ -38,6 +38,8 @@ class Weights:
     rounded: bool
     """The linear layers as the engine's own 8-bit ones."""
     quantization: str = "none"
+    stored: str = ""
+    """The type in which the linear layers stay in their mapped file until they are rounded, in safetensors' words."""
 
     @property
     def item(self) -> int:
@@ -69,7 +71,15 @@ def plan(contents: Contents, device: str, quantization: str, full_weights: bool)
         raise BadRequest(f'Unknown quantization "{quantization}". Use one of: {", ".join(QUANTIZATIONS)}.')
     stored = sum(tensor.bytes or 2 * tensor.count for tensor in contents.tensors)  # GGUF is unpacked to 16 bits
     precise = device == "cpu" and quantization == "none" and stored <= SMALL_BYTES
-    return Weights(precise, precise and not full_weights, quantization)
+    rounded = precise and not full_weights
+    return Weights(precise, rounded, quantization, _stored(contents) if rounded else "")
+
+
+def _stored(contents: Contents) -> str:
+    """The one type of all weights, if it is one that need not be changed before they are rounded."""
+    kinds = {tensor.stored for tensor in contents.tensors if tensor.floating}
+    alone = len(kinds) == 1 and kinds <= {"F32", "F16", "BF16"} and not contents.config.get("quantization_config")
+    return kinds.pop() if alone else ""
 
 
 def window_of(config: dict[str, Any]) -> int:
@@ -145,11 +155,12 @@ def _weights(contents: Contents, weights: Weights) -> tuple[int, int]:
         rounding.append(max(embeddings, key=lambda tensor: tensor.count))
         held += _rounded(rounding[-1])
     if weights.rounded:
-        now = peak = wide
+        mapped = rounding if weights.stored else []
+        now = peak = wide - item * sum(tensor.count for tensor in mapped if tensor not in embeddings)
         for tensor in rounding:  # one after the other is rounded; the head comes last
             now += _rounded(tensor)
             peak = max(peak, now)
-            now -= item * tensor.count
+            now -= 0 if mapped else item * tensor.count
         return held, peak
     largest = max((tensor.count for tensor in layers), default=0)
     return held, held + (2 * item + 4) * largest if weights.quantization != "none" else held

@@ -15,12 +15,17 @@ _MOST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file. ``floating``: whether loading turns it into the type that the model computes in."""
+    """One tensor of a file. ``stored``: its type, in the words of safetensors."""
 
     name: str
     shape: tuple[int, ...]
     bytes: int
-    floating: bool = True
+    stored: str = "BF16"
+
+    @property
+    def floating(self) -> bool:
+        """Whether loading turns it into the type that the model computes in."""
+        return self.stored in ("F64", "F32", "F16", "BF16")
 
     @property
     def count(self) -> int:
@@ -88,7 +93,7 @@ def _safetensors(path: Path) -> list[TensorInfo]:
 
 def made(name: str, dtype: str, shape: Sequence[int], offsets: Sequence[int]) -> TensorInfo:
     """A tensor as a safetensors header describes it."""
-    return TensorInfo(name, tuple(shape), offsets[1] - offsets[0], dtype in ("F64", "F32", "F16", "BF16"))
+    return TensorInfo(name, tuple(shape), offsets[1] - offsets[0], dtype)
 
 
 _SCALARS = ("B", "b", "H", "h", "I", "i", "f", "?", "", "", "Q", "q", "d")
@@ -118,7 +123,7 @@ def read_gguf(file: Readable) -> Contents:
         name, (dimensions,) = _string(file), _take(file, "I")
         shape = tuple(reversed(_take(file, f"{dimensions}Q")))
         _take(file, "IQ")  # how it is packed, and where: it is unpacked when it is converted
-        found.append(TensorInfo(name, shape, 0))
+        found.append(TensorInfo(name, shape, 0))  # in 16 bits then
     return Contents(_translated(metadata), tuple(found), packed=True)
 
 

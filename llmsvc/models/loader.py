@@ -76,6 +76,7 @@ def load(
     import transformers
 
     from llmsvc.engine import int8
+    from llmsvc.models.as_stored import AsStored, widen
 
     transformers.logging.set_verbosity_error()
     transformers.logging.set_tqdm_hook(_bar)
@@ -94,6 +95,7 @@ def load(
         progress("Loading the weights", int(share * expected.weights_bytes), expected.weights_bytes)
 
     told = _progress.set(tell)
+    types = {"F16": torch.float16, "BF16": torch.bfloat16}
     try:
         with aside:
             tell(0)
@@ -105,7 +107,9 @@ def load(
                     trust_remote_code=False,
                     local_files_only=True,
                     device_map=target,
-                    quantization_config=_quantization(quantization),
+                    quantization_config=AsStored(types[weights.stored])
+                    if weights.stored in types
+                    else _quantization(quantization),
                 )
             tokenizer = reading.result()
     except Cancelled:
@@ -116,9 +120,13 @@ def load(
     finally:
         _progress.reset(told)
     model.eval()
-    if weights.rounded:
-        progress("Rounding the weights", 0, expected.weights_bytes)
-    rounded = weights.rounded and int8.quantize_linears(model)
+
+    def tell_rounding(share: float) -> None:
+        progress("Rounding the weights", int(share * expected.weights_bytes), expected.weights_bytes)
+
+    rounded = weights.rounded and int8.quantize_linears(model, tell_rounding)
+    if weights.stored:
+        widen(model)
     plain = not tokenizer.chat_template
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
