@@ -89,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--memory", default="1800mb")
+    parser.add_argument("--memory", default="1000mb")
     parser.add_argument("--cold", action="store_true")
     options = parser.parse_args()
     flags = ["--memory", options.memory, *(["--no-compile"] if options.cold else [])]
