@@ -1,8 +1,8 @@
 """Linear layers left in the type that their file has, while the rest of a model is loaded in 32 bits.
 
 Safetensors are mapped, not read: what needs no other type takes no memory. Weights that are rounded to 8 bits anyway
-are then never there in 32: a load of half a billion takes a third of the time and a quarter of the memory. It goes
-where transformers lets a quantization change a model that is not filled yet (``transformers.quantizers.HfQuantizer``).
+are then never there in 32. It goes where transformers lets a quantization change a model that is not filled yet
+(``transformers.quantizers.HfQuantizer``).
 """
 
 from typing import Any

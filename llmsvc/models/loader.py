@@ -73,6 +73,7 @@ def load(
     work, Unavailable when loading failed.
     """
     check_folder(folder)
+    contents = read(folder)
     _read_ahead(folder)
     progress("Starting torch and transformers", 0, 0)
     import torch
@@ -84,7 +85,6 @@ def load(
     transformers.logging.set_verbosity_error()
     transformers.logging.set_tqdm_hook(_bar)
     target = pick_device(device)
-    contents = read(folder)
     weights = plan(contents, target, quantization, full_weights)
     expected = forecast(contents, weights)
     aside = ThreadPoolExecutor(1, "tokenizer")  # it takes as long as half a billion weights
