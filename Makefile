@@ -25,6 +25,7 @@ bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.files
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.guard
+	$(BIN)/python -m bench.beside
 	$(BIN)/python -m bench.forecast
 	$(BIN)/python -m bench.cycles
 	$(BIN)/python -m bench.swap

@@ -6,6 +6,7 @@ import sys
 import traceback
 
 from llmsvc import logs
+from llmsvc.engine.compute import wait_briefly
 from llmsvc.errors import LlmsvcError
 from llmsvc.models.memory import importing
 from llmsvc.settings import parse
@@ -15,6 +16,7 @@ def main() -> int:
     settings = parse()
     logs.configure(settings.log_level, settings.log_json)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    wait_briefly()
     with importing():  # after the command line, so that --help answers at once
         from llmsvc.service import Service
         from llmsvc.ui.launch import check_port, launch

@@ -45,8 +45,10 @@ def perplexity(model: Any, words: list[int]) -> float:
 
 
 def llmsvc(folder: str, data: str) -> None:
+    from llmsvc.engine.compute import compute, wait_briefly
+
+    wait_briefly()  # as app.py does, and before torch comes
     from llmsvc.engine import Engine, GenerationRequest, SamplingParams
-    from llmsvc.engine.compute import compute
     from llmsvc.models.loader import load
 
     loaded = compute(load, Path(folder), "cpu", "none", lambda *_: None)

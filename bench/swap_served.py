@@ -88,7 +88,7 @@ def turns(name: str, url: str, models: tuple[str, str], text: str) -> list[float
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=4000)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", default="1000mb")
     parser.add_argument("--cold", action="store_true")
     options = parser.parse_args()

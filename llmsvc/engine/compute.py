@@ -1,19 +1,34 @@
-"""The thread on which all models of a CPU compute.
+"""The thread on which all models of a CPU compute, and how its helpers wait.
 
-libgomp, the OpenMP of torch's wheels, gives each thread that computes a team of its own, and the teams wait actively
-for their next loop only while all of them together have no more threads than there are cores. With a second team each
-of a step's hundreds of loops begins by waking threads that sleep: on 2 cores a step took 25 ms instead of 7.
-https://github.com/gcc-mirror/gcc/blob/master/libgomp/env.c (gomp_throttled_spin_count_var)
+libgomp, the OpenMP of torch's wheels on Linux, gives each thread that computes a team of its own. Between a step's
+hundreds of loops a team's threads spin, by default up to 300,000 times, and only 100 times once all teams together have
+more threads than there are cores. The first is bad beside any other program: who spins for milliseconds has the core
+that the thread it waits for was pushed from. The second is bad beside another team: each loop begins by waking threads.
+https://github.com/gcc-mirror/gcc/blob/master/libgomp/env.c (gomp_spin_count_var, gomp_throttled_spin_count_var)
 """
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 _thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+
+
+def wait_briefly() -> None:
+    """Have the threads of all teams spin 1,000 times: some microseconds. To be called before torch is imported.
+
+    Only where torch brings libgomp: others take "active" for "always", and keep the cores busy while nobody asks.
+    """
+    found = find_spec("torch")
+    if any(list(Path(folder).glob("lib/libgomp*")) for folder in (found and found.submodule_search_locations) or ()):
+        os.environ.setdefault("OMP_WAIT_POLICY", "active")
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 _asked, _lock = 0, threading.Lock()

@@ -71,7 +71,7 @@ class Engine:
         budget = (kv_bytes or _memory(model.device)) // _token_bytes(model)
         paged = model.device.type != "cpu" if paged is None else paged
         self._paced = not chunk and not paged
-        slots, chunk = slots or (128 if paged else 32), chunk or (2048 if paged else CHUNK)
+        slots, chunk = slots or (128 if paged else 32), chunk or (2048 if paged else _LEAST)
         self._do = compute if model.device.type == "cpu" else _at_once
         self._runner: Runner | PagedRunner
         if paged:
@@ -284,11 +284,11 @@ class Engine:
             self._end(sequence, FinishReason.CANCELLED)
 
     def _measure(self) -> None:
-        """How fast it reads: by a few tokens, and where those took no time by more, unless somebody waits already."""
+        """How fast it reads: by a few tokens, and where those took no time by more. Who waits is asked instead."""
         for length in (min(_TIMED // 4, self.window), min(_TIMED, self.window)):
-            self._reads(self._do(self._speed, length))
-            if self.reading < _QUICK or self._asked:
+            if self._asked or 0 < self.reading < _QUICK:
                 return
+            self._reads(self._do(self._speed, length))
 
     def _speed(self, length: int) -> float:
         """Tokens of a prompt per second."""
@@ -411,7 +411,7 @@ class Engine:
         last = self._runner.prefill(slot, tokens, start, wanted)
         speed = len(tokens) / (time.perf_counter() - began)
         if not self._late and (len(tokens) >= _TIMED or speed > self.reading):  # in small pieces it reads no slower
-            self._reads(self.reading + (speed - self.reading) * 0.3)
+            self._reads(self.reading + (speed - self.reading) * (0.3 if self.reading else 1.0))
         return last
 
     def _shrunk(self, error: Exception) -> bool:

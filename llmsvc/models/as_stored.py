@@ -1,8 +1,8 @@
-"""Linear layers left in the type that their file has, while the rest of a model is loaded in 32 bits.
+"""Weights left in the type that their file has, in a model that computes in 32 bits.
 
-Safetensors are mapped, not read: what needs no other type takes no memory. Weights that are rounded to 8 bits anyway
-are then never there in 32. It goes where transformers lets a quantization change a model that is not filled yet
-(``transformers.quantizers.HfQuantizer``).
+Safetensors are mapped, not read: what needs no other type takes no memory, and no time on the thread that loads.
+Weights that are rounded to 8 bits are then never there in 32; ``widen`` is for the others. It goes where transformers
+lets a quantization change a model that is not filled yet (``transformers.quantizers.HfQuantizer``).
 """
 
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from llmsvc.engine.compute import compute_if_idle
 
 _NAME = "llmsvc_as_stored"
 
@@ -33,10 +35,8 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                empty = torch.empty_like(module.weight, dtype=self.quantization_config.stored)
-                module.weight = nn.Parameter(empty, requires_grad=False)
+        for parameter in model.parameters():
+            parameter.data = torch.empty_like(parameter, dtype=self.quantization_config.stored)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
         self.remove_quantization_config(model)
@@ -47,4 +47,4 @@ def widen(model: nn.Module) -> None:
     """Make 32 bits of what was not rounded."""
     for parameter in model.parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
-            parameter.data = parameter.data.float()
+            parameter.data = compute_if_idle(parameter.data.float)

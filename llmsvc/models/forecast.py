@@ -39,7 +39,7 @@ class Weights:
     """The linear layers as the engine's own 8-bit ones."""
     quantization: str = "none"
     stored: str = ""
-    """The type in which the linear layers stay in their mapped file until they are rounded, in safetensors' words."""
+    """The type in which weights stay in their mapped file until they are rounded or widened, in safetensors' words."""
 
     @property
     def item(self) -> int:
@@ -155,12 +155,13 @@ def _weights(contents: Contents, weights: Weights) -> tuple[int, int]:
         rounding.append(max(embeddings, key=lambda tensor: tensor.count))
         held += _rounded(rounding[-1])
     if weights.rounded:
-        mapped = rounding if weights.stored else []
-        now = peak = wide - item * sum(tensor.count for tensor in mapped if tensor not in embeddings)
+        if weights.stored:  # what is not rounded is made wide after what is
+            return held, held
+        now = peak = wide
         for tensor in rounding:  # one after the other is rounded; the head comes last
             now += _rounded(tensor)
             peak = max(peak, now)
-            now -= 0 if mapped else item * tensor.count
+            now -= item * tensor.count
         return held, peak
     largest = max((tensor.count for tensor in layers), default=0)
     return held, held + (2 * item + 4) * largest if weights.quantization != "none" else held

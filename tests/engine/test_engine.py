@@ -1,6 +1,9 @@
 """The engine on tiny random models of several architectures, and its parts by property tests."""
 
+import os
 import random
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -484,3 +487,17 @@ def test_an_answer_matches_its_schema(tokenizer: Any, model_dir: Any) -> None:
                 collected.submit("broken", prompt, **broken)
     finally:
         engine.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings libgomp on Linux only")
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "7"}])
+def test_threads_wait_briefly_or_as_the_user_says(own: dict[str, str]) -> None:
+    """libgomp itself says what it was told."""
+    code = "from llmsvc.engine.compute import wait_briefly; wait_briefly(); import torch"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    env |= {"OMP_DISPLAY_ENV": "verbose", **own}
+    done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this torch has another OpenMP")
+    assert f"GOMP_SPINCOUNT = '{own.get('GOMP_SPINCOUNT', '1000')}'" in done.stderr
+    assert f"OMP_WAIT_POLICY = '{own.get('OMP_WAIT_POLICY', 'active').upper()}'" in done.stderr

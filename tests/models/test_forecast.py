@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from random_models import ARCHITECTURES, config, save
 
+from llmsvc.engine.int8 import quantize_linears
 from llmsvc.engine.runner import Runner
 from llmsvc.errors import BadRequest, LlmsvcError
 from llmsvc.models.catalogue import SMOLLM2, Catalogue
@@ -29,6 +31,20 @@ def cached(model: Any, tokens: int) -> int:
     runner = Runner(model, 1, 1024)
     runner.prefill(0, list(range(3, 3 + tokens)), 0)
     return sum(x[0, :, :tokens].nbytes for layer in runner._cache.used() for x in (layer.keys, layer.values))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_straight_from_the_file_are_those_of_32_bits(architecture: str, tmp_path: Path, tokenizer: Any) -> None:
+    folder = save(config(architecture, random.Random(architecture)), tmp_path / "model", tokenizer)
+    straight = load(folder, "cpu", "none", lambda *_: None).model
+    wide = load(folder, "cpu", "none", lambda *_: None, full_weights=True).model
+    assert quantize_linears(wide)
+    found, expected = straight.state_dict(), wide.state_dict()
+    assert found.keys() == expected.keys()
+    assert "torch.int8" in {str(tensor.dtype) for tensor in found.values()} or architecture == "falcon"
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
