@@ -23,12 +23,16 @@ _thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
 def wait_briefly() -> None:
     """Have the threads of all teams spin 1,000 times: some microseconds. To be called before torch is imported.
 
-    Only where torch brings libgomp: others take "active" for "always", and keep the cores busy while nobody asks.
+    Not where somebody chose already, and only where torch brings libgomp: others take "active" for "always", and would
+    keep the cores busy while nobody asks.
     """
+    if any(name.startswith(("OMP_WAIT_", "GOMP_SPIN", "KMP_")) for name in os.environ):
+        return
+    if "omp" in os.environ.get("LD_PRELOAD", ""):
+        return
     found = find_spec("torch")
     if any(list(Path(folder).glob("lib/libgomp*")) for folder in (found and found.submodule_search_locations) or ()):
-        os.environ.setdefault("OMP_WAIT_POLICY", "active")
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ |= {"OMP_WAIT_POLICY": "active", "GOMP_SPINCOUNT": "1000"}
 
 
 _asked, _lock = 0, threading.Lock()

@@ -91,7 +91,9 @@ class Engine:
         self.tokens = 0
         """Made since the start."""
         self.reading = 0.0
-        """Tokens of prompts per second, lately; 0 on a GPU, where it is no matter."""
+        """Tokens of prompts per second, lately; 0 before any was read, and on a GPU, where it is no matter."""
+        self._timed = False
+        """Whether a piece was read that is long enough to say it."""
         self._late = model.device.type != "cpu"
         self._untold: deque[tuple[Sequence, int, int, FinishReason | None]] = deque()
         """Chosen tokens whose text is to be delivered: how many there were with it, and why it is the last."""
@@ -409,9 +411,10 @@ class Engine:
         """Prefill, and on a CPU measure how fast that is."""
         began = time.perf_counter()
         last = self._runner.prefill(slot, tokens, start, wanted)
-        speed = len(tokens) / (time.perf_counter() - began)
-        if not self._late and (len(tokens) >= _TIMED or speed > self.reading):  # in small pieces it reads no slower
-            self._reads(self.reading + (speed - self.reading) * (0.3 if self.reading else 1.0))
+        speed, long = len(tokens) / (time.perf_counter() - began), len(tokens) >= _TIMED
+        if not self._late and (long or speed > self.reading):  # in small pieces it reads no slower
+            self._reads(self.reading + (speed - self.reading) * (0.3 if self._timed else 1.0))
+            self._timed = self._timed or long
         return last
 
     def _shrunk(self, error: Exception) -> bool:

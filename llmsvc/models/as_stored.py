@@ -35,8 +35,11 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> None:
-        for parameter in model.parameters():
-            parameter.data = torch.empty_like(parameter, dtype=self.quantization_config.stored)
+        for module in model.modules():
+            if hasattr(module, "create_weight"):  # it makes what the file has not: a table of positions
+                continue
+            for parameter in module.parameters(recurse=False):
+                parameter.data = torch.empty_like(parameter, dtype=self.quantization_config.stored)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
         self.remove_quantization_config(model)

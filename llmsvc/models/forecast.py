@@ -1,6 +1,7 @@
 """What a model will take in memory, said before it is loaded, from its configuration and its files' headers alone."""
 
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ _TOKENIZER_BYTES = 48_000_000
 _EMBEDDING = re.compile(r"embed(?!_out)|(^|\.)(wte|wpe|token_types)\.|_embd\.|embd_")
 _STACKED = re.compile(r"\.experts\.|_exps\.|\.(gate|router)\.weight$|_gate_inp\.")
 """Mixtures of experts: transformers holds the experts in one tensor, and routes with a tensor that is no layer."""
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output)\.weight$")
 _TRANSPOSED = ("gpt2", "openai-gpt")
 """Types whose layers are Conv1D, (in, out): bitsandbytes takes them for linear ones, our 8-bit layers do not."""
@@ -155,8 +157,8 @@ def _weights(contents: Contents, weights: Weights) -> tuple[int, int]:
         rounding.append(max(embeddings, key=lambda tensor: tensor.count))
         held += _rounded(rounding[-1])
     if weights.rounded:
-        if weights.stored:  # what is not rounded is made wide after what is
-            return held, held
+        if weights.stored:  # all else is widened afterwards; experts were put together, the last ones are there twice
+            return held, held + 2 * _largest_stack(tensors)
         now = peak = wide
         for tensor in rounding:  # one after the other is rounded; the head comes last
             now += _rounded(tensor)
@@ -187,6 +189,15 @@ def _is_layer(tensor: TensorInfo) -> bool:
         and name.endswith(".weight")
         and not (_EMBEDDING.search(name) or _STACKED.search(name) or "norm" in name)
     )
+
+
+def _largest_stack(tensors: list[TensorInfo]) -> int:
+    """Numbers in the largest tensor that is put together of experts that the file has one by one; 0 without such."""
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        whole, experts = _EXPERT.subn(".experts.", tensor.name)
+        counts[whole] += tensor.count if experts else 0
+    return max(counts.values(), default=0)
 
 
 def _rounded(tensor: TensorInfo) -> int:
