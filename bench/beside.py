@@ -1,8 +1,7 @@
 """How fast the embedded model is beside a program that keeps one core busy: ``python -m bench.beside``.
 
 With the OpenMP threads waiting as ``app.py`` has them wait, and as libgomp does by itself, in turns: seconds that 1,024
-tokens of a prompt and 32 tokens of an answer take, alone and beside it. No step is compiled. Of two cores one and a half
-are left.
+tokens of a prompt and 32 tokens of an answer take, alone and beside it. Nothing is compiled.
 """
 
 import json
