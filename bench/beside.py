@@ -47,7 +47,6 @@ def child(folder: str, ours: bool) -> None:
 
 
 def main() -> None:
-    sys.path.insert(0, str(ROOT))
     from bench.report import write_results
     from llmsvc.models.catalogue import SMOLLM2, Catalogue
     from llmsvc.models.download import fetch
@@ -59,7 +58,7 @@ def main() -> None:
             for name, found in rows.items():
                 command = [sys.executable, "-m", "bench.beside", str(folder), name]
                 clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-                found.append(json.loads(subprocess.run(command, cwd=ROOT, env=clean, check=True, stdout=-1).stdout))
+                found.append(json.loads(subprocess.check_output(command, cwd=ROOT, env=clean)))
     summary = {
         name: {
             f"{what}, {where}": round(statistics.median(row[where][n] for row in found), 2)

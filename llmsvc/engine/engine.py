@@ -286,7 +286,7 @@ class Engine:
             self._end(sequence, FinishReason.CANCELLED)
 
     def _measure(self) -> None:
-        """How fast it reads: by a few tokens, and where those took no time by more. Who waits is asked instead."""
+        """How fast it reads: by a few tokens, and where those took no time by more. Who waits already is not kept."""
         for length in (min(_TIMED // 4, self.window), min(_TIMED, self.window)):
             if self._asked or 0 < self.reading < _QUICK:
                 return
