@@ -1,7 +1,7 @@
-"""How far forecasts are from what loading takes: ``python -m bench.forecast [--cells 40]``.
+"""How far forecasts are from what loading takes: ``python -m bench.forecast [--cells 40] [--device cuda]``.
 
 Models of random shapes from tiny to 1B parameters, each loaded in a process of its own, which says what its tensors
-and its KV cache hold, and what it had in memory at most while it loaded.
+and its KV cache hold, and what it had in memory at most while it loaded: in that of the GPU, where there is one.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path += [str(ROOT), str(ROOT / "tests" / "models")]
@@ -27,10 +28,12 @@ KINDS = (("none", False), ("none", True), ("int8", False), ("nf4", False))
 FAST = ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "mistral", "mixtral", "phi", "phi3", "gpt2", "gpt-neox")
 
 
-def measure(folder: Path, quantization: str, full: bool, context: int) -> None:
+def measure(folder: Path, quantization: str, full: bool, context: int, device: str) -> None:
     """In the child: load, cache, and print the bytes."""
     import torch
 
+    from llmsvc.engine.paged_attention import PAGE
+    from llmsvc.engine.paged_runner import PagedRunner
     from llmsvc.engine.runner import Runner
     from llmsvc.models.loader import load
 
@@ -38,33 +41,35 @@ def measure(folder: Path, quantization: str, full: bool, context: int) -> None:
     import bitsandbytes  # noqa: F401
     import transformers  # noqa: F401
 
-    before, peak, over = resident_bytes(), 0, threading.Event()
+    on_host = device == "cpu"
+    before, peak, over = resident_bytes() if on_host else 0, 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(0.002):
-            peak = max(peak, resident_bytes())
+            peak = max(peak, resident_bytes() if on_host else torch.cuda.max_memory_allocated())
 
     thread = threading.Thread(target=watch)
     thread.start()
-    loaded = load(folder, "cpu", quantization, lambda *_: None, full_weights=full)
+    loaded = load(folder, device, quantization, lambda *_: None, full_weights=full)
     over.set()
     thread.join()
-    runner = Runner(loaded.model, 1, context)
-    runner.prefill(0, list(range(3, 3 + 64)), 0)
-    kv = sum(x[0, :, :64].nbytes for layer in runner._cache.used() for x in (layer.keys, layer.values))
-    print(json.dumps({"weights": loaded.memory_bytes, "kv": kv // 64, "peak": peak - before}))
+    runner: Any = Runner(loaded.model, 1, context) if on_host else PagedRunner(loaded.model, 1, context, context)
+    runner.prefill(0, list(range(3, 3 + PAGE)), 0)  # one page is as long
+    kv = sum(x[:1, :, :PAGE].nbytes for layer in runner._cache.used() for x in (layer.keys, layer.values))
+    print(json.dumps({"weights": loaded.memory_bytes, "kv": kv // PAGE, "peak": peak - before}))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cells", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--child", nargs=4)
     arguments = parser.parse_args()
     if arguments.child:
         folder, quantization, full, context = arguments.child
-        measure(Path(folder), quantization, full == "True", int(context))
+        measure(Path(folder), quantization, full == "True", int(context), arguments.device)
         return
     import random_models
     from transformers import AutoTokenizer
@@ -84,9 +89,10 @@ def main() -> None:
             folder = random_models.save(made, Path(work) / "model", tokenizer)
             started = time.perf_counter()
             contents = read(folder)
-            expected = forecast(contents, plan(contents, "cpu", quantization, full), context)
+            expected = forecast(contents, plan(contents, arguments.device, quantization, full), context)
             seconds = time.perf_counter() - started
-            command = [sys.executable, "-m", "bench.forecast", "--child", str(folder), quantization, str(full), "1024"]
+            command = [sys.executable, "-m", "bench.forecast", "--device", arguments.device]
+            command += ["--child", str(folder), quantization, str(full), "1024"]
             found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
             size = sum(tensor.count for tensor in contents.tensors) / 1e6
             said, is_ = (

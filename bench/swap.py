@@ -1,4 +1,4 @@
-"""Two models where one has room: ``python -m bench.swap [--tokens 4000]``.
+"""Two models where one has room: ``python -m bench.swap [--tokens 4000] [--device cuda]``.
 
 The embedded model and one of the shape of Qwen2.5-0.5B, with random weights, in turns A, B, A, B, A, B. How long coming
 back takes, next to loading, and the first token of a long chat then, next to one in a pool that never swaps.
@@ -80,7 +80,8 @@ def half_a_billion(folder: Path, tokenizer: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, default=4000)
-    tokens = parser.parse_args().tokens
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as work:
@@ -88,8 +89,8 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(fetch(catalogue, SMOLLM2, lambda *_: None))
         other = half_a_billion(Path(work) / "half-a-billion", tokenizer)
         models = (SMOLLM2.id, other)
-        prompt = [(7 * n) % 20_000 + 300 for n in range(tokens)]
-        tight, wide = ModelPool(catalogue, "cpu"), ModelPool(catalogue, "cpu")
+        prompt = [(7 * n) % 20_000 + 300 for n in range(options.tokens)]
+        tight, wide = (ModelPool(catalogue, options.device) for _ in range(2))
         try:
             swapped = asyncio.run(measure(tight, models, prompt, True))
             parked = [row["id"] for row in tight.list() if row["parked"]]

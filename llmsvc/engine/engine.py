@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from llmsvc.engine.paged_runner import PagedRunner, can_follow
 from llmsvc.engine.parking import HostCopy, held_tensors
 from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from llmsvc.engine.runner import Runner
-from llmsvc.engine.sampling import make_dice, penalized, sample
-from llmsvc.engine.scheduler import Chunk, Plan, QueueFull, Scheduler, Sequence
+from llmsvc.engine.sampling import Draw, key, make_dice, penalized, sent
+from llmsvc.engine.scheduler import PENDING, Chunk, Plan, QueueFull, Scheduler, Sequence
 from llmsvc.engine.warmup import PagedWarmup, Warmup, keep_kernels
 from llmsvc.errors import BadRequest, Busy, LlmsvcError, Unavailable
 
@@ -36,6 +37,16 @@ _TIMED, _QUICK = 128, 300.0
 """Tokens: what is shorter says little of how fast prompts are read. And tokens per second."""
 _STEP_SECONDS, _LEAST = 2.0, 64
 """How long a prompt's piece may take, for who stops waits for its end; and how many tokens it has at least."""
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """Tokens that are being computed, of sequences that have ``PENDING`` in their ``places``."""
+
+    rows: tuple[Sequence, ...]
+    places: tuple[int, ...]
+    draw: Draw
+    logits: torch.Tensor
 
 
 class Engine:
@@ -94,7 +105,9 @@ class Engine:
         """Tokens of prompts per second, lately; 0 before any was read, and on a GPU, where it is no matter."""
         self._timed = False
         """Whether a piece was read that is long enough to say it."""
-        self._late = model.device.type != "cpu"
+        self._late = paged
+        """Whether the next step is launched before the tokens of the last are known: a GPU computes by itself."""
+        self._flight: _Flight | None = None
         self._untold: deque[tuple[Sequence, int, int, FinishReason | None]] = deque()
         """Chosen tokens whose text is to be delivered: how many there were with it, and why it is the last."""
         self._max_waiting = max_waiting
@@ -273,15 +286,15 @@ class Engine:
         finally:
             self._followed.set()
         while self._receive():
-            if cancelled := self._scheduler.take_cancelled():
-                self._tell()
-            for sequence in cancelled:
+            if self._scheduler.cancelling or not self._goes_ahead():
+                self._land()
+            for sequence in self._scheduler.take_cancelled():
                 if sequence.request.id in self._details:
                     self._end(sequence, FinishReason.CANCELLED)
             self._do(self._step, self._scheduler.plan())
             if not self._scheduler.running:  # no step follows, during which it could be told
-                self._tell()
-        self._tell()
+                self._land()
+        self._land()
         for sequence in self._scheduler.drain():
             self._end(sequence, FinishReason.CANCELLED)
 
@@ -332,12 +345,17 @@ class Engine:
         try:
             if plan.decode or together:
                 self._decode(plan.decode, tuple(together))
+            else:
+                self._land()
         except Exception as error:
+            self._land()
             if self._shrunk(error):
                 return None
             alone = list(plan.prefill)
             log.error("a step failed; its %d rows are tried one by one", len(plan.decode), exc_info=error)
             for sequence in plan.decode:
+                if not self._goes_on(sequence):
+                    continue
                 try:
                     self._decode((sequence,))
                 except Exception as its_own:
@@ -348,6 +366,7 @@ class Engine:
                     self._prefill(chunk)
                     break
                 except Exception as error:
+                    self._land()
                     if self._shrunk(error):
                         return None
                     log.error("a prompt failed", exc_info=error)
@@ -357,14 +376,15 @@ class Engine:
 
     def _decode(self, rows: tuple[Sequence, ...], chunks: tuple[Chunk, ...] = ()) -> None:
         """A token of each of ``rows``; and ``chunks`` of prompts, where the runner takes both together."""
-        if len(rows) == 1 and not chunks and (guess := self._guess(rows[0])):
+        flight = self._flight
+        if not flight and len(rows) == 1 and not chunks and (guess := self._guess(rows[0])):
             return self._verify(rows[0], guess)
         lengths = [len(cached) for cached in self._scheduler.cached]
         rows = tuple(sorted(rows, key=lambda row: row.slot))
         last = {row.slot: row.tokens[-1] for row in rows}
         if isinstance(self._runner, PagedRunner):
             pieces = [(c.sequence.slot, c.sequence.tokens[c.start : c.end], c.start) for c in chunks]
-            logits = self._runner.decode(last, lengths, pieces)
+            logits = self._runner.decode(last, lengths, pieces, _ids(flight, rows) if flight and rows else None)
         else:
             logits = self._runner.decode(last, lengths)
         self._tell()
@@ -378,6 +398,25 @@ class Engine:
             logits = logits[chosen]
         both = [*rows, *(chunk.sequence for chunk in chunks)]
         return self._choose(tuple(both[n] for n in chosen), logits)
+
+    def _goes_ahead(self) -> bool:
+        """Whether the next step can be launched before the tokens of the last are known."""
+        if self._flight is None or not self._follows_table:
+            return False
+        rows = self._scheduler.decoding
+        for row in rows:
+            if row.tokens[-1] != PENDING or self._needs_tokens(row) or self._full(row, row.generated):
+                return False
+        return len(rows) != 1 or not self._details[rows[0].request.id].lookup.guess(rows[0].tokens[:-1])
+
+    @property
+    def _follows_table(self) -> bool:
+        return isinstance(self._runner, PagedRunner) and self._runner.follows
+
+    def _goes_on(self, row: Sequence) -> bool:
+        """Whether more tokens are wanted of it."""
+        detail = self._details.get(row.request.id)
+        return detail is not None and not detail.over
 
     def _guess(self, row: Sequence) -> list[int]:
         """What may come next, as far as there is room for it."""
@@ -393,7 +432,7 @@ class Engine:
             return self._scheduler.advance(row, before)
         for number, scores in enumerate(logits):
             self._scheduler.advance(row, len(row.tokens))
-            self._choose((row,), scores[None])
+            self._choose((row,), scores[None], ahead=False)
             if detail.over or number == len(guess) or row.tokens[-1] != guess[number]:
                 break
         return detail.lookup.learn(number, len(row.tokens))
@@ -431,14 +470,34 @@ class Engine:
         self._tell()
         if sequence.request.id not in self._details:
             return
-        self._scheduler.cached[sequence.slot].clear()
+        if sequence.slot >= 0:
+            self._scheduler.cached[sequence.slot].clear()
         self._scheduler.finish(sequence)
+        if PENDING in sequence.tokens:
+            del sequence.tokens[sequence.tokens.index(PENDING) :]
         self._end(sequence, FinishReason.ERROR, Unavailable(f"The model failed: {error}"))
 
-    def _choose(self, rows: tuple[Sequence, ...], logits: torch.Tensor) -> None:
-        """Sample the next token of each sequence, from logits of shape (rows, vocabulary), and deliver it."""
+    def _choose(self, rows: tuple[Sequence, ...], logits: torch.Tensor, *, ahead: bool = True) -> None:
+        """Draw the next token of each sequence, from logits of shape (rows, vocabulary); deliver what was drawn before.
+
+        And these as well, where the next step cannot do without, or is not to (``ahead``).
+        """
+        before, self._flight = self._flight, None
+        flight = None
+        try:
+            flight = self._draw(rows, logits)
+            if ahead and self._late and flight and not any(map(self._needs_tokens, flight.rows)):
+                self._flight, flight = flight, None
+        finally:
+            for one in (before, flight):
+                if one:
+                    self._take_all(one)
+
+    def _draw(self, rows: tuple[Sequence, ...], logits: torch.Tensor) -> _Flight | None:
         left, shaped = list(range(len(rows))), logits
         for number, row in enumerate(rows):
+            if not self._needs_tokens(row):
+                continue
             own = logits[number]
             try:
                 changed = self._details[row.request.id].shaped(own, row.tokens)
@@ -450,33 +509,80 @@ class Engine:
             if changed is not own:
                 shaped = logits.to(torch.float32, copy=True) if shaped is logits else shaped
                 shaped[number] = changed
-        if left:
-            chosen = shaped if len(left) == len(rows) else shaped[left]
-            dice = [self._details[rows[n].request.id].dice for n in left]
-            tokens = sample(chosen, [rows[n].request.sampling for n in left], dice)
-            for n, token in zip(left, tokens, strict=True):
-                self._take(rows[n], token, logits[n])
+        if not left:
+            return None
+        if len(left) < len(rows):
+            logits, shaped = logits[left], shaped[left]
+        drawn = tuple(rows[n] for n in left)
+        keys = [self._details[row.request.id].key(row.generated) for row in drawn]
+        draw = Draw(shaped, [row.request.sampling for row in drawn], keys)
+        places = tuple(len(row.tokens) for row in drawn)
+        for row in drawn:
+            row.tokens.append(PENDING)
+        return _Flight(drawn, places, draw, logits)
 
-    def _take(self, sequence: Sequence, token: int, logits: torch.Tensor) -> None:
+    def _needs_tokens(self, row: Sequence) -> bool:
+        return self._details[row.request.id].needs_tokens
+
+    def _land(self) -> None:
+        """Take what is still being computed, and tell it."""
+        flight, self._flight = self._flight, None
+        if flight:
+            self._take_all(flight)
+        self._tell()
+
+    def _take_all(self, flight: _Flight) -> None:
+        """Take the tokens of a step, once they are known."""
+        try:
+            tokens = flight.draw.tokens()
+        except Exception as error:
+            log.error("the tokens of a step are lost", exc_info=error)
+            for row in flight.rows:
+                self._fail(row, error)
+            return
+        for number, (row, place, token) in enumerate(zip(flight.rows, flight.places, tokens, strict=True)):
+            if self._goes_on(row) and place < len(row.tokens):  # the one before it may have been the last, or another
+                self._take(row, place, token, flight.logits, number)
+                if number in flight.draw.anew and self._goes_on(row):
+                    self._go_back(row, place)
+        if self._late:
+            self._tell()
+
+    def _go_back(self, row: Sequence, place: int) -> None:
+        """The next step was launched with another token than there is now: have it computed again."""
+        if place + 1 < len(row.tokens):
+            del row.tokens[place + 1 :]
+            row.computed = place
+            if row.slot >= 0:
+                del self._scheduler.cached[row.slot][place:]
+
+    def _full(self, sequence: Sequence, generated: int) -> bool:
+        length = len(sequence.request.prompt) + generated
+        return generated >= sequence.request.sampling.max_tokens or length >= self.window
+
+    def _take(self, sequence: Sequence, place: int, token: int, logits: torch.Tensor, number: int) -> None:
         detail = self._details[sequence.request.id]
         if token < 0:
             return self._fail(sequence, ValueError("its numbers are no probabilities"))
         try:
-            detail.took(token, logits)
+            detail.took(token, logits, number)
         except Exception as error:
             log.error("a token could not be taken", exc_info=error)
             return self._fail(sequence, error)
-        sequence.tokens.append(token)
+        sequence.tokens[place] = token
+        if sequence.slot >= 0 and place < len(cached := self._scheduler.cached[sequence.slot]):
+            cached[place] = token
         self.tokens += 1
-        reason = None
+        reason, generated = None, place + 1 - len(sequence.request.prompt)
         if token in self._eos or detail.complete:
             reason = FinishReason.STOP
-        elif sequence.generated >= sequence.request.sampling.max_tokens or len(sequence.tokens) >= self.window:
+        elif self._full(sequence, generated):
             reason = FinishReason.LENGTH
         if reason is not None:
             detail.over = True
+            del sequence.tokens[place + 1 :]
             self._scheduler.finish(sequence)
-        self._untold.append((sequence, token, sequence.generated, reason))
+        self._untold.append((sequence, token, generated, reason))
         if not self._late:
             self._tell()
         return None
@@ -523,10 +629,22 @@ class _Detail:
     def __init__(self, request: GenerationRequest, tokenizer: Any, constraint: Constraint | None) -> None:
         self._params, self._tokenizer, self._constraint = request.sampling, tokenizer, constraint
         self.detokenizer = Detokenizer(tokenizer, request.sampling.stop)
-        self.dice = make_dice(request.sampling)
+        self._dice, self._keys = make_dice(request.sampling), list[int]()
         self.lookup = Lookup()
         self._logprobs: list[TokenLogprob] = []
         self.complete = self.over = False
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether what is chosen, or told of it, hangs on the tokens before or on the logits."""
+        params = self._params
+        return self._constraint is not None or params.repetition_penalty != 1 or params.logprobs is not None
+
+    def key(self, number: int) -> int:
+        """What decides the draw of token ``number`` of the answer, however often it is drawn."""
+        while len(self._keys) <= number:
+            self._keys.append(key(self._dice))
+        return self._keys[number]
 
     def shaped(self, logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:
         """Logits, of shape (vocabulary,), of what may come behind ``tokens``; the same where nothing changes them."""
@@ -535,12 +653,12 @@ class _Detail:
             logits = penalized(logits.float(), self._params.repetition_penalty, seen)
         return logits if self._constraint is None else self._constraint.allowed(logits)
 
-    def took(self, token: int, logits: torch.Tensor) -> None:
-        """Record what was chosen, and from what."""
+    def took(self, token: int, logits: torch.Tensor, row: int) -> None:
+        """Record what was chosen, and from what row of which logits."""
         if self._constraint is not None:
             self.complete = self._constraint.push(token)
         if self._params.logprobs is not None:
-            self._logprobs.append(self._logprob(logits, token, self._params.logprobs))
+            self._logprobs.append(self._logprob(logits[row], token, self._params.logprobs))
 
     def take_logprobs(self, most: int) -> tuple[TokenLogprob, ...]:
         taken, self._logprobs = tuple(self._logprobs[:most]), self._logprobs[most:]
@@ -552,6 +670,14 @@ class _Detail:
         top = zip(ids.tolist(), values.tolist(), strict=True)
         named = tuple((self._tokenizer.decode([id_]), value) for id_, value in top)
         return TokenLogprob(self._tokenizer.decode([token]), float(found[token]), named)
+
+
+def _ids(flight: _Flight, rows: tuple[Sequence, ...]) -> torch.Tensor:
+    """The token ids of these rows, on the device: (rows,)."""
+    ids = flight.draw.ids.clamp(min=0)  # of one that is drawn anew later there may be any
+    numbers = {id(row): number for number, row in enumerate(flight.rows)}
+    wanted = [numbers[id(row)] for row in rows]
+    return ids if wanted == list(range(len(ids))) else ids[sent(wanted, ids.device)]
 
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -8,7 +8,12 @@ token when there are few tokens (Flash-Decoding, Dao et al. 2023); heads that sh
 from typing import Any
 
 import torch
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from llmsvc.engine.chunk_attention import OTHERS
 
 try:
     import triton
@@ -30,9 +35,16 @@ def paged_attention(
 
     With an integer "mask", (1, 1, tokens, 2 + places): up to where each token looks, from where on, and its slot's
     pages. ``query`` is (1, heads, tokens, size) then, ``key`` and ``value`` are (pages, heads, PAGE, size). With any
-    other mask it is attention as usual. Raises NotImplementedError for what it cannot do.
+    other mask it is attention as usual, and goes without the mask where that is marked as one of a piece of a text.
+    Raises NotImplementedError for what it cannot do.
     """
     if attention_mask is None or attention_mask.dtype != torch.int32:
+        if _is_piece(query, key, value, attention_mask, options):
+            causal = causal_lower_right(query.shape[2], key.shape[2])
+            piece = scaled_dot_product_attention(
+                query, key, value, causal, scale=options.get("scaling"), enable_gqa=True
+            )
+            return piece.transpose(1, 2).contiguous(), None
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found
     if odd := [name for name in ("softcap", "s_aux") if options.get(name) is not None]:
@@ -41,6 +53,17 @@ def paged_attention(
     rows = query[0].transpose(0, 1)
     attend = _kernels if query.is_cuda else _plain
     return attend(rows, key, value, attention_mask[0, 0], scale)[None], None
+
+
+def _is_piece(query: Any, key: Any, value: Any, mask: Any, options: Any) -> bool:
+    """Whether a kernel can take it that needs no mask (FlashAttention 2, Dao 2023)."""
+    if (
+        not query.is_cuda
+        or getattr(mask, "start", None) is None
+        or any(options.get(name) is not None for name in OTHERS)
+    ):
+        return False
+    return can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, True))
 
 
 def store(

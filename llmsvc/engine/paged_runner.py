@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ WORK = 512 * 512
 FIRST_PAGES = 256
 """Pages at first; there are twice as many whenever they are all taken."""
 
-Graph = Callable[[torch.Tensor], torch.Tensor]
+Graph = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 Piece = tuple[int, Sequence[int], int]
 """A slot, tokens, and the position of the first of them."""
 
@@ -44,17 +44,24 @@ class PagedRunner:
 
     ``follows``: whether the model's attention follows the table, so that many slots are computed at once;
     ``recording``: whether short passes are recorded. A model that cannot is served without, more slowly.
+    ``patient``: whether it waits while another one records, instead of doing without meanwhile.
     """
 
     def __init__(self, model: Any, slots: int, window: int, tokens: int) -> None:
         """``tokens``: how many can be cached in all slots together."""
         config = model.config.get_text_config()
         self._model, self._device = model, model.device
+        if (
+            self._device.type == "cuda"
+        ):  # its attention is planned anew for each length, which takes a tenth of a second
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self._layers, self._slots, self._window = config.num_hidden_layers, slots, window
         self._masks = Masks(model)
         self._most = max(pages_of(tokens), pages_of(window)) + 1
-        self.follows = self.recording = False
+        self.follows = self.recording = self.patient = False
         self._graphs: dict[int, Graph] = {}
+        self._tried = set[int]()
+        """Sizes of passes whose kernels are there."""
         self._memory: Any = None
         """What the recorded passes share: one ends before the next begins."""
         self.reset()
@@ -115,15 +122,22 @@ class PagedRunner:
         now, row = self._cache.now, self._on_device[slot].long()
         now.pages, now.offsets = row[positions // PAGE], positions % PAGE
         now.read, now.length = row[: pages_of(end)], end
-        mask = self._masks.allowing(positions[None, None, :, None], end)
+        mask = self._masks.allowing(positions[None, None, :, None], end, start)
         return self._forward(torch.tensor(tokens, device=self._device), positions, mask, wanted)
 
     @torch.inference_mode()
-    def decode(self, tokens: dict[int, int], lengths: list[int], pieces: Sequence[Piece] = ()) -> torch.Tensor:
+    def decode(
+        self,
+        tokens: dict[int, int],
+        lengths: list[int],
+        pieces: Sequence[Piece] = (),
+        ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Write one token in each slot of ``tokens``, and short pieces of prompts in others.
 
-        ``lengths``: tokens already cached, by slot. Returns the logits of the decoded tokens in their order, then of
-        the last of each piece, shape (slots and pieces, vocabulary). Raises OutOfPages.
+        ``lengths``: tokens already cached, by slot. ``ids``: (slots,), what the tokens are where only the device knows.
+        Returns the logits of the decoded tokens in their order, then of the last of each piece, shape (slots and
+        pieces, vocabulary). Raises OutOfPages.
         """
         rows = [(slot, [token], lengths[slot]) for slot, token in tokens.items()]
         if not self.follows:
@@ -139,7 +153,7 @@ class PagedRunner:
             for _, its, _ in both[at:upto]:
                 total += len(its)
                 ends.append(total - 1)
-            found.append(self._pass(both[at:upto], ends))
+            found.append(self._pass(both[at:upto], ends, None if ids is None else ids[at:upto]))
             if upto < len(both):  # the next pass takes the memory of this one's logits
                 found[-1] = found[-1].clone()
             at = upto
@@ -184,8 +198,11 @@ class PagedRunner:
     def _pinned(self, numbers: Any, dtype: torch.dtype = torch.long) -> torch.Tensor:
         return torch.tensor(numbers, dtype=dtype, pin_memory=self._device.type == "cuda")
 
-    def _pass(self, pieces: Sequence[Piece], wanted: list[int]) -> torch.Tensor:
-        """One pass over tokens of many slots; the logits of those whose numbers are ``wanted``."""
+    def _pass(self, pieces: Sequence[Piece], wanted: list[int], ids: torch.Tensor | None = None) -> torch.Tensor:
+        """One pass over tokens of many slots; the logits of those whose numbers are ``wanted``.
+
+        ``ids``: what the first of them are.
+        """
         given: list[list[int]] = []
         for slot, tokens, start in pieces:
             self._write(slot, start, start + len(tokens))
@@ -193,17 +210,23 @@ class PagedRunner:
         for row, number in zip(given, wanted, strict=False):
             row[3] = number
         self._tell()
-        if not self.recording:
-            return self._row(self._sent(given), len(wanted))
         size = next(size for size in SIZES if size >= len(given))
-        given += [[0, 0, self._slots + 1, 0]] * (size - len(given))
-        return self._graph(size)(self._pinned(given))[: len(wanted)]
+        if graph := self._graph(size) if self.recording else None:
+            given += [[0, 0, self._slots + 1, 0]] * (size - len(given))
+            return graph(self._pinned(given), ids)[: len(wanted)]
+        table = self._sent(given)
+        if ids is not None:
+            table[: len(ids), 0] = ids
+        return self._row(table, len(wanted))
 
-    def _graph(self, size: int) -> Graph:
-        """The recorded pass over so many tokens."""
-        if size not in self._graphs:
-            self._graphs[size] = self._record(size)
-        return self._graphs[size]
+    def _graph(self, size: int) -> Graph | None:
+        """The recorded pass over so many tokens; None while it cannot be recorded."""
+        if size not in self._graphs and _recording.acquire(self.patient):
+            try:
+                self._graphs[size] = self._record(size)
+            finally:
+                _recording.release()
+        return self._graphs.get(size)
 
     def _record(self, size: int) -> Graph:
         static = torch.zeros(size, 4, dtype=torch.long, device=self._device)
@@ -212,7 +235,7 @@ class PagedRunner:
             side = _side_stream(self._device)
             side.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(side):
-                for _ in range(2):  # kernels are compiled and chosen
+                for _ in range(0 if size in self._tried else 2):  # kernels are compiled and chosen
                     self._row(static, min(size, LOGITS))
             torch.cuda.current_stream(self._device).wait_stream(side)
             graph, pool = torch.cuda.CUDAGraph(), self._memory or torch.cuda.graph_pool_handle()
@@ -222,9 +245,12 @@ class PagedRunner:
             ):
                 logits = self._row(static, min(size, LOGITS))
         self._memory = pool
+        self._tried.add(size)
 
-        def replay(given: torch.Tensor) -> torch.Tensor:
+        def replay(given: torch.Tensor, ids: torch.Tensor | None) -> torch.Tensor:
             static.copy_(given, non_blocking=True)
+            if ids is not None:
+                static[: len(ids), 0] = ids
             graph.replay()
             return logits
 
@@ -261,6 +287,11 @@ class PagedRunner:
         return logits
 
 
+_recording = threading.Lock()
+"""One records at a time. What another thread did on the stream would become part of the recording, and functions of an
+architecture, which several models may share, are replaced meanwhile."""
+
+
 @cache
 def _side_stream(device: torch.device) -> Any:
     """One for all recordings: the library's matrix products keep memory for each stream that they were on."""
@@ -287,6 +318,7 @@ def says_the_same(model: Any, recording: bool) -> bool:
     Raises whatever it raises where it cannot. Compiles what such passes need. In slots of its own.
     """
     runner, found = PagedRunner(model, 3, 4 * PAGE, 12 * PAGE), []
+    runner.patient = True
     for follows in (False, True):
         runner.follows = follows
         lengths = [PAGE + 5, 1, 2 * PAGE]
@@ -335,15 +367,21 @@ def fused(model: Any, tokens: int) -> Iterator[None]:
                 for one, quick in gemv.quicker(module):
                     replace(one, quick)
             if kind.endswith("RMSNorm") or (tokens > 1 and kind.endswith("MLP") and _plain(module)):
-                replace(module, torch.compile(module.forward))
+                replace(module, partial(_compiled(type(module).forward), module))
         if rotate is not None:
-            source.apply_rotary_pos_emb = here(torch.compile(rotate), rotate)
+            source.apply_rotary_pos_emb = here(_compiled(rotate), rotate)
         yield
     finally:
         for module in patched:
             del module.forward
         if rotate is not None:
             source.apply_rotary_pos_emb = rotate
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    """One for all modules of a class: it takes milliseconds to set up."""
+    return torch.compile(function)
 
 
 def _plain(module: nn.Module) -> bool:

@@ -57,8 +57,9 @@ class HostCopy:
         self._bytes, self._places, self._locked = torch.empty(0, dtype=torch.uint8), [], False
 
     def _finish(self) -> None:
+        """Wait for the copies: on this stream. The whole device is not to be waited for while another model records."""
         for device in {storage.device for storage, _, _ in self._places if storage.device.type == "cuda"}:
-            torch.cuda.synchronize(device)
+            torch.cuda.current_stream(device).synchronize()
 
 
 def _as_bytes(storage: Any) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -12,39 +13,83 @@ _NUCLEUS = 512
 _MORE = -2
 
 
-@torch.inference_mode()
-def sample(logits: torch.Tensor, params: Sequence[SamplingParams], dice: Sequence[random.Random]) -> list[int]:
-    """A token id for each row; -1 where the logits are no numbers.
+class Draw:
+    """A token for each row of logits, being drawn.
 
-    ``logits`` has shape (rows, vocabulary), with -inf where a token is not allowed. Filters run in the order of
-    transformers' logits warpers: temperature, top-k, top-p (nucleus sampling, Holtzman et al. 2019), min-p (Nguyen et
-    al. 2024). Each row takes one number from its own dice, so its choice does not hang on the others. The draw is a
-    race (Gumbel-max; Yellott 1977) with a handicap for each token id: the last bits of a probability, which differ
-    with what else was computed, decide next to nothing then; a cumulative sum would end at a neighbouring token.
+    On a GPU ``ids``, (rows,), are there at once for what is computed next; ``tokens`` waits for them. Filters run in
+    the order of transformers' logits warpers: temperature, top-k, top-p (nucleus sampling, Holtzman et al. 2019), min-p
+    (Nguyen et al. 2024). Each row has a key of its own, so its choice does not hang on the others. The draw is a race
+    (Gumbel-max; Yellott 1977) with a handicap for each token id: the last bits of a probability, which differ with what
+    else was computed, decide next to nothing then; a cumulative sum would end at a neighbouring token.
     """
-    greedy = [row for row, own in enumerate(params) if own.temperature <= 0]
-    bounded = [row for row, own in enumerate(params) if own.temperature > 0 and (own.top_k > 0 or own.top_p < 1)]
-    free = [row for row, own in enumerate(params) if own.temperature > 0 and own.top_k <= 0 and own.top_p >= 1]
-    keys, chosen, whole = [own.getrandbits(62) for own in dice], dict[int, int](), logits.shape[-1]
-    if greedy:
-        likeliest = logits.argmax(-1).tolist()
-        chosen = {row: likeliest[row] for row in greedy}
 
-    def draw(function: Callable[..., torch.Tensor], rows: list[int], *given: int) -> None:
-        some = logits if len(rows) == len(logits) else logits[rows]
-        filters = torch.tensor([_filters(params[row], whole) for row in rows], device=logits.device)
-        own = torch.tensor([[keys[row]] for row in rows], device=logits.device)
-        found = function(some, filters, own, *given)
-        chosen.update(zip(rows, found.tolist(), strict=True))
+    @torch.inference_mode()
+    def __init__(self, logits: torch.Tensor, params: Sequence[SamplingParams], keys: Sequence[int]) -> None:
+        """``logits``: (rows, vocabulary), with -inf where a token is not allowed; ``keys``: 62 random bits each."""
+        self._params, self._keys, self._whole = params, keys, logits.shape[-1]
+        greedy = [row for row, own in enumerate(params) if own.temperature <= 0]
+        self._bounded = [r for r, own in enumerate(params) if own.temperature > 0 and (own.top_k > 0 or own.top_p < 1)]
+        free = [row for row, own in enumerate(params) if own.temperature > 0 and own.top_k <= 0 and own.top_p >= 1]
+        found: list[torch.Tensor] = []
+        if greedy:
+            found.append(_rows(logits, greedy).argmax(-1))
+        if free:
+            found.append(self._draw(_free, logits, free))
+        if self._bounded:
+            most = min(max(_NUCLEUS, *(params[row].top_k for row in self._bounded)), self._whole)
+            found.append(self._draw(_bounded, logits, self._bounded, most))
+        order = greedy + free + self._bounded
+        self.ids = found[0]
+        if len(found) > 1:
+            self.ids = torch.cat(found)[sent(sorted(range(len(order)), key=order.__getitem__), logits.device)]
+        self._logits, self._known = logits, None
+        if logits.is_cuda:
+            if self._bounded:  # the next pass writes to where they are, and they may be needed
+                self._logits = logits.clone()
+            self._copied = self.ids.to("cpu", non_blocking=True)
+            self._known = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._known.record()
+        else:
+            self._copied = self.ids
+        self.anew: set[int] = set()
+        """Rows of which ``ids`` had no token, only ``tokens`` does."""
 
-    if free:
-        draw(_free, free)
-    if bounded:
-        most = min(max(_NUCLEUS, *(params[row].top_k for row in bounded)), whole)
-        draw(_bounded, bounded, most)
-        if wide := [row for row in bounded if chosen[row] == _MORE]:
-            draw(_bounded, wide, whole)
-    return [chosen[row] for row in range(len(params))]
+    @torch.inference_mode()
+    def tokens(self) -> list[int]:
+        """The token id of each row; -1 where the logits are no numbers."""
+        if self._known is not None:
+            self._known.synchronize()
+        chosen: list[int] = self._copied.tolist()
+        if wide := [row for row in self._bounded if chosen[row] == _MORE]:
+            self.anew.update(wide)
+            for row, token in zip(wide, self._draw(_bounded, self._logits, wide, self._whole).tolist(), strict=True):
+                chosen[row] = token
+        return chosen
+
+    def _draw(
+        self, function: Callable[..., torch.Tensor], logits: torch.Tensor, rows: list[int], *given: int
+    ) -> torch.Tensor:
+        filters = sent([_filters(self._params[row], self._whole) for row in rows], logits.device)
+        return function(_rows(logits, rows), filters, sent([[self._keys[row]] for row in rows], logits.device), *given)
+
+
+def sample(logits: torch.Tensor, params: Sequence[SamplingParams], dice: Sequence[random.Random]) -> list[int]:
+    """A token id for each row of logits (rows, vocabulary), as ``Draw`` draws them; each takes a key from its dice."""
+    return Draw(logits, params, [key(own) for own in dice]).tokens()
+
+
+def key(dice: random.Random) -> int:
+    """For one token."""
+    return dice.getrandbits(62)
+
+
+def sent(values: Any, device: Any) -> torch.Tensor:
+    """Numbers as a tensor there. Nobody waits until a GPU has done what it was told before."""
+    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    return logits if len(rows) == len(logits) else logits[sent(rows, logits.device)]
 
 
 def _filters(own: SamplingParams, whole: int) -> tuple[float, ...]:

@@ -15,6 +15,10 @@ SHARED_CHUNK = 64
 """Tokens of a long prompt in a step in which others decode: they wait for them."""
 
 
+PENDING = -1
+"""Stands for a token that is being computed."""
+
+
 class QueueFull(Exception):
     """The waiting queue is at its bound."""
 
@@ -99,6 +103,16 @@ class Scheduler:
     def waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def cancelling(self) -> bool:
+        """Whether ``take_cancelled`` has any to hand out."""
+        return any(sequence.cancelled for sequence in (*self._waiting, *self._running.values()))
+
+    @property
+    def decoding(self) -> list[Sequence]:
+        """What runs and has been read."""
+        return [sequence for sequence in self._running.values() if not sequence.prefilling]
+
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. Raises QueueFull."""
         if len(self._waiting) >= self._max_waiting:
@@ -162,9 +176,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             copies += self._admit(sequence)
         dropped = self._make_room()
-        return Plan(
-            tuple(copies), dropped, tuple(s for s in self._running.values() if not s.prefilling), self._chunks()
-        )
+        return Plan(tuple(copies), dropped, tuple(self.decoding), self._chunks())
 
     def _chunks(self) -> tuple[Chunk, ...]:
         """What is prefilled in the next step.

@@ -1,6 +1,6 @@
 """What needs a GPU: kernels, recorded passes, and an engine that takes them.
 
-On a machine that has little else: pytest --noconftest tests/engine/test_cuda.py
+On a machine that has little else: python -m pytest --noconftest tests/engine/test_cuda.py
 """
 
 import gc

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tiny import CONFIGS, Collected, tiny
 
-from llmsvc.engine import Engine
+from llmsvc.engine import Engine, sampling
 from llmsvc.engine.embed import embed
 from llmsvc.engine.paged_attention import PAGE
 from llmsvc.engine.paged_runner import PagedRunner, can_follow, fused, says_the_same
 from llmsvc.engine.pages import SCRATCH, OutOfPages, PageTable, pages_of
 from llmsvc.engine.runner import Runner
+from llmsvc.engine.scheduler import PENDING
 
 LONG = [(7 * n) % 290 + 3 for n in range(3 * PAGE)]
 
@@ -135,6 +136,66 @@ def test_pages_grow_to_their_bound_and_then_the_oldest_text_goes(tokenizer: Any)
             assert event.error is None
         assert running.cached <= 600
         assert running._runner._cache.pages <= pages_of(600 + 64) + 4 + 1
+
+
+REQUESTS = st.fixed_dictionaries(
+    {
+        "length": st.integers(1, 150),
+        "begins": st.integers(3, 5),
+        "temperature": st.sampled_from([0.0, 0.7, 1.5]),
+        "top_p": st.sampled_from([0.6, 0.95, 1.0]),
+        "top_k": st.sampled_from([0, 0, 7]),
+        "max_tokens": st.integers(1, 40),
+        "repetition_penalty": st.sampled_from([1.0, 1.0, 1.0, 1.3]),
+        "logprobs": st.sampled_from([None, None, None, 2]),
+        "stop": st.sampled_from([(), (), ("e",), ("w", "th")]),
+    }
+)
+
+
+@settings(max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=7), nucleus=st.sampled_from([2, 512]), tight=st.booleans())
+def test_who_goes_ahead_of_its_tokens_says_the_same(
+    tokenizer: Any, requests: list[dict[str, Any]], nucleus: int, tight: bool
+) -> None:
+    """Steps are launched before the last one's tokens are known, some of which turn out as others, or as the end."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "_NUCLEUS", nucleus)  # with 2, hardly any token is known at once
+        for paged in (False, True):
+            kv_bytes = 320 * 2 * 4 * 2 * 8 * 4 if tight else 0  # the last three numbers are layers, heads and sizes
+            with engine(tiny("llama"), tokenizer, slots=4, chunk=32, kv_bytes=kv_bytes, paged=paged) as (
+                running,
+                collected,
+            ):
+                for number, request in enumerate(requests):
+                    own = dict(request)
+                    prompt = [own.pop("begins"), *LONG[: own.pop("length")]]
+                    collected.submit(str(number), prompt, seed=number, **own)
+                ended = collected.all(len(requests))
+                found.append({k: (text, last.finish_reason, last.tokens) for k, (text, last) in ended.items()})
+                assert all(last.error is None for _, last in ended.values())
+                assert PENDING not in [token for held in running._scheduler.cached for token in held]
+                again = [*LONG, 4, 4]
+                collected.submit("again", again)
+                assert collected.all(1)["again"][1].error is None
+    assert found[0] == found[1]
+
+
+def test_cancelling_what_went_ahead_leaves_nothing(tokenizer: Any) -> None:
+    with engine(tiny("llama"), tokenizer, slots=4, paged=True) as (running, collected):
+        for number in range(6):
+            collected.submit(str(number), LONG[: 20 + number], max_tokens=400, temperature=1.0)
+        for number in range(0, 6, 2):
+            assert collected.next().finish_reason is None
+            running.cancel(str(number))
+        ended = collected.all(6)
+        assert {str(n) for n in range(0, 6, 2)} <= {
+            name for name, (_, last) in ended.items() if last.finish_reason in ("cancelled", "stop")
+        }
+        assert all(last.tokens <= 400 for _, last in ended.values())
+        assert not running.running
+        assert not running.queued
 
 
 @settings(deadline=None, max_examples=200)
