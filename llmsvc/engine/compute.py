@@ -26,9 +26,8 @@ def wait_briefly() -> None:
     Not where somebody chose already, and only where torch brings libgomp: others take "active" for "always", and would
     keep the cores busy while nobody asks.
     """
-    if any(name.startswith(("OMP_WAIT_", "GOMP_SPIN", "KMP_")) for name in os.environ):
-        return
-    if "omp" in os.environ.get("LD_PRELOAD", ""):
+    chosen = any(name.startswith(("OMP_WAIT_", "GOMP_SPIN", "KMP_")) for name in os.environ)
+    if chosen or "omp" in os.environ.get("LD_PRELOAD", ""):
         return
     found = find_spec("torch")
     if any(list(Path(folder).glob("lib/libgomp*")) for folder in (found and found.submodule_search_locations) or ()):

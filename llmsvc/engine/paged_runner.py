@@ -235,7 +235,7 @@ class PagedRunner:
             side = _side_stream(self._device)
             side.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(side):
-                for _ in range(0 if size in self._tried else 2):  # kernels are compiled and chosen
+                for _ in range(1 if size in self._tried else 2):  # kernels are compiled and chosen
                     self._row(static, min(size, LOGITS))
             torch.cuda.current_stream(self._device).wait_stream(side)
             graph, pool = torch.cuda.CUDAGraph(), self._memory or torch.cuda.graph_pool_handle()

@@ -48,7 +48,7 @@ class Draw:
                 self._logits = logits.clone()
             self._copied = self.ids.to("cpu", non_blocking=True)
             self._known = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._known.record()
+            self._known.record(torch.cuda.current_stream(logits.device))
         else:
             self._copied = self.ids
         self.anew: set[int] = set()

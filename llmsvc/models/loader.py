@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmsvc.errors import BadRequest, Unavailable
-from llmsvc.models.forecast import forecast, plan
+from llmsvc.models.forecast import Weights, forecast, plan
 from llmsvc.models.headers import read, weight_files
 from llmsvc.models.progress import Cancelled, Progress
 
@@ -80,7 +81,7 @@ def load(
     import transformers
 
     from llmsvc.engine import int8
-    from llmsvc.models.as_stored import AsStored, widen
+    from llmsvc.models.as_stored import widen
 
     transformers.logging.set_verbosity_error()
     transformers.logging.set_tqdm_hook(_bar)
@@ -92,16 +93,15 @@ def load(
         transformers.AutoTokenizer.from_pretrained, folder, local_files_only=True, trust_remote_code=False
     )
 
-    def tell(share: float) -> None:
+    def tell(stage: str, share: float) -> None:
         if reading.done():
             reading.result()  # a broken one ends the load
-        progress("Loading the weights", int(share * expected.weights_bytes), expected.weights_bytes)
+        progress(stage, int(share * expected.weights_bytes), expected.weights_bytes)
 
-    told = _progress.set(tell)
-    types = {"F16": torch.float16, "BF16": torch.bfloat16}
+    told = _progress.set(partial(tell, "Loading the weights"))
     try:
         with aside:
-            tell(0)
+            tell("Loading the weights", 0)
             with _ONE_AT_A_TIME:
                 model = transformers.AutoModelForCausalLM.from_pretrained(
                     folder,
@@ -110,9 +110,7 @@ def load(
                     trust_remote_code=False,
                     local_files_only=True,
                     device_map=target,
-                    quantization_config=AsStored(types[weights.stored])
-                    if weights.stored in types
-                    else _quantization(quantization),
+                    quantization_config=_quantization(weights),
                 )
             tokenizer = reading.result()
     except Cancelled:
@@ -123,11 +121,7 @@ def load(
     finally:
         _progress.reset(told)
     model.eval()
-
-    def tell_rounding(share: float) -> None:
-        progress("Rounding the weights", int(share * expected.weights_bytes), expected.weights_bytes)
-
-    rounded = weights.rounded and int8.quantize_linears(model, tell_rounding)
+    rounded = weights.rounded and int8.quantize_linears(model, partial(tell, "Rounding the weights"))
     if weights.stored:
         widen(model)
     plain = not tokenizer.chat_template
@@ -203,12 +197,16 @@ def guess_device(wanted: str) -> str:
     return pick_device(wanted) if "torch" in sys.modules else "cpu" if wanted == "auto" else wanted
 
 
-def _quantization(name: str) -> Any:
+def _quantization(weights: Weights) -> Any:
+    """What transformers is to do with the weights while it loads them, if anything."""
     import torch
     from transformers import BitsAndBytesConfig
 
-    if name == "int8":
+    from llmsvc.models.as_stored import AsStored
+
+    if weights.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
-    if name == "nf4":
+    if weights.quantization == "nf4":
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-    return None
+    stored = {"F16": torch.float16, "BF16": torch.bfloat16}.get(weights.stored)
+    return stored and AsStored(stored)

@@ -170,7 +170,7 @@ def test_a_model_holds_what_was_forecast_and_answers(
     pool = pool_of(True)
     pool.request(models[0], quantization)
     assert asyncio.run(ask(pool, models[0]))[0]
-    warm(pool, models[0])
+    warm(pool, models[0], quantization != "int8")  # which looks for outliers on the CPU
     text, cached = asyncio.run(ask(pool, models[0]))
     assert text
     assert cached >= len(PROMPT) - 1
