@@ -26,7 +26,7 @@ from llmsvc.engine.paged_runner import PagedRunner, can_follow
 from llmsvc.engine.parking import HostCopy, held_tensors
 from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
 from llmsvc.engine.runner import Runner
-from llmsvc.engine.sampling import Draw, key, make_dice, penalized, sent
+from llmsvc.engine.sampling import Draw, make_dice, penalized, sent
 from llmsvc.engine.scheduler import PENDING, Chunk, Plan, QueueFull, Scheduler, Sequence
 from llmsvc.engine.warmup import PagedWarmup, Warmup, keep_kernels
 from llmsvc.errors import BadRequest, Busy, LlmsvcError, Unavailable
@@ -37,6 +37,8 @@ _TIMED, _QUICK = 128, 300.0
 """Tokens: what is shorter says little of how fast prompts are read. And tokens per second."""
 _STEP_SECONDS, _LEAST = 2.0, 64
 """How long a prompt's piece may take, for who stops waits for its end; and how many tokens it has at least."""
+_UNSURE = 16
+"""Tokens behind one that was drawn from more than the likeliest, for which that is likely to happen again."""
 
 
 @dataclass(frozen=True)
@@ -288,13 +290,17 @@ class Engine:
         while self._receive():
             if self._scheduler.cancelling or not self._goes_ahead():
                 self._land()
-            for sequence in self._scheduler.take_cancelled():
+            if cancelled := self._scheduler.take_cancelled():
+                self._tell()
+            for sequence in cancelled:
                 if sequence.request.id in self._details:
                     self._end(sequence, FinishReason.CANCELLED)
             self._do(self._step, self._scheduler.plan())
             if not self._scheduler.running:  # no step follows, during which it could be told
                 self._land()
+                self._tell()
         self._land()
+        self._tell()
         for sequence in self._scheduler.drain():
             self._end(sequence, FinishReason.CANCELLED)
 
@@ -335,6 +341,7 @@ class Engine:
             for slot in plan.dropped:
                 self._runner.drop(slot)
         except Exception as error:  # what the cache holds is not known any more
+            self._land()
             log.error("copying in the KV cache failed", exc_info=error)
             self._runner.reset()
             return self._scheduler.forget()
@@ -353,13 +360,7 @@ class Engine:
                 return None
             alone = list(plan.prefill)
             log.error("a step failed; its %d rows are tried one by one", len(plan.decode), exc_info=error)
-            for sequence in plan.decode:
-                if not self._goes_on(sequence):
-                    continue
-                try:
-                    self._decode((sequence,))
-                except Exception as its_own:
-                    self._fail(sequence, its_own)
+            self._by_themselves(plan.decode)
         for chunk in alone:
             for last_try in (False, True):  # the first may have been a compiled step, which is not taken any more
                 try:
@@ -376,6 +377,11 @@ class Engine:
 
     def _decode(self, rows: tuple[Sequence, ...], chunks: tuple[Chunk, ...] = ()) -> None:
         """A token of each of ``rows``; and ``chunks`` of prompts, where the runner takes both together."""
+        if self._flight and any(row.tokens[-1] != PENDING for row in rows):
+            self._land()
+            rows = tuple(filter(self._goes_on, rows))
+            if not rows and not chunks:
+                return None
         flight = self._flight
         if not flight and len(rows) == 1 and not chunks and (guess := self._guess(rows[0])):
             return self._verify(rows[0], guess)
@@ -395,18 +401,37 @@ class Engine:
         chosen = [n for n, row in enumerate(rows) if row.request.id in self._details]
         chosen += [len(rows) + n for n, c in enumerate(chunks) if c.end == len(c.sequence.tokens)]
         if len(chosen) < len(logits):
-            logits = logits[chosen]
+            logits = logits[sent(chosen, logits.device)]
         both = [*rows, *(chunk.sequence for chunk in chunks)]
         return self._choose(tuple(both[n] for n in chosen), logits)
+
+    def _by_themselves(self, rows: tuple[Sequence, ...]) -> None:
+        """The next token of each, alone: they failed together."""
+        for row in rows:
+            if not self._goes_on(row) or row.slot < 0:
+                continue
+            row.computed = len(row.tokens) - 1  # it may have been counted already
+            del self._scheduler.cached[row.slot][row.computed :]
+            try:
+                self._decode((row,))
+                flight, self._flight = self._flight, None
+                if flight:
+                    self._take_all(flight)
+            except Exception as error:
+                self._flight = None
+                self._fail(row, error)
 
     def _goes_ahead(self) -> bool:
         """Whether the next step can be launched before the tokens of the last are known."""
         if self._flight is None or not self._follows_table:
             return False
-        rows = self._scheduler.decoding
+        rows, unsure = self._scheduler.decoding, 0
         for row in rows:
             if row.tokens[-1] != PENDING or self._needs_tokens(row) or self._full(row, row.generated):
                 return False
+            unsure += row.generated < self._details[row.request.id].unsure_until
+        if 4 * unsure > len(rows) or not rows:
+            return False
         return len(rows) != 1 or not self._details[rows[0].request.id].lookup.guess(rows[0].tokens[:-1])
 
     @property
@@ -433,7 +458,7 @@ class Engine:
         for number, scores in enumerate(logits):
             self._scheduler.advance(row, len(row.tokens))
             self._choose((row,), scores[None], ahead=False)
-            if detail.over or number == len(guess) or row.tokens[-1] != guess[number]:
+            if not self._goes_on(row) or number == len(guess) or row.tokens[-1] != guess[number]:
                 break
         return detail.lookup.learn(number, len(row.tokens))
 
@@ -492,6 +517,8 @@ class Engine:
             for one in (before, flight):
                 if one:
                     self._take_all(one)
+        if before and self._flight:  # what comes after them is being computed
+            self._tell()
 
     def _draw(self, rows: tuple[Sequence, ...], logits: torch.Tensor) -> _Flight | None:
         left, shaped = list(range(len(rows))), logits
@@ -512,7 +539,7 @@ class Engine:
         if not left:
             return None
         if len(left) < len(rows):
-            logits, shaped = logits[left], shaped[left]
+            logits, shaped = (one[sent(left, one.device)] for one in (logits, shaped))
         drawn = tuple(rows[n] for n in left)
         keys = [self._details[row.request.id].key(row.generated) for row in drawn]
         draw = Draw(shaped, [row.request.sampling for row in drawn], keys)
@@ -525,31 +552,33 @@ class Engine:
         return self._details[row.request.id].needs_tokens
 
     def _land(self) -> None:
-        """Take what is still being computed, and tell it."""
+        """Take what is still being computed."""
         flight, self._flight = self._flight, None
-        if flight:
-            self._take_all(flight)
-        self._tell()
+        try:
+            if flight:
+                self._take_all(flight)
+        except Exception as error:
+            if flight and not self._shrunk(error):
+                log.error("drawing failed; its %d rows are tried one by one", len(flight.rows), exc_info=error)
+                self._by_themselves(flight.rows)
 
     def _take_all(self, flight: _Flight) -> None:
-        """Take the tokens of a step, once they are known."""
+        """Take the tokens of a step once they are known. Raises what drawing does; they can be drawn again then."""
         try:
             tokens = flight.draw.tokens()
-        except Exception as error:
-            log.error("the tokens of a step are lost", exc_info=error)
-            for row in flight.rows:
-                self._fail(row, error)
-            return
+        except Exception:
+            for row, place in zip(flight.rows, flight.places, strict=True):
+                del row.tokens[place:]
+            raise
         for number, (row, place, token) in enumerate(zip(flight.rows, flight.places, tokens, strict=True)):
             if self._goes_on(row) and place < len(row.tokens):  # the one before it may have been the last, or another
-                self._take(row, place, token, flight.logits, number)
-                if number in flight.draw.anew and self._goes_on(row):
+                if number in flight.draw.anew:
                     self._go_back(row, place)
-        if self._late:
-            self._tell()
+                self._take(row, place, token, flight.logits, number)
 
     def _go_back(self, row: Sequence, place: int) -> None:
         """The next step was launched with another token than there is now: have it computed again."""
+        self._details[row.request.id].unsure_until = row.generated + _UNSURE
         if place + 1 < len(row.tokens):
             del row.tokens[place + 1 :]
             row.computed = place
@@ -633,6 +662,8 @@ class _Detail:
         self.lookup = Lookup()
         self._logprobs: list[TokenLogprob] = []
         self.complete = self.over = False
+        self.unsure_until = 0
+        """Up to which of its tokens it is likely that they are others than what a step ahead of them took."""
 
     @property
     def needs_tokens(self) -> bool:
@@ -643,7 +674,7 @@ class _Detail:
     def key(self, number: int) -> int:
         """What decides the draw of token ``number`` of the answer, however often it is drawn."""
         while len(self._keys) <= number:
-            self._keys.append(key(self._dice))
+            self._keys.append(self._dice.getrandbits(62))
         return self._keys[number]
 
     def shaped(self, logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:

@@ -51,9 +51,7 @@ class PagedRunner:
         """``tokens``: how many can be cached in all slots together."""
         config = model.config.get_text_config()
         self._model, self._device = model, model.device
-        if (
-            self._device.type == "cuda"
-        ):  # its attention is planned anew for each length, which takes a tenth of a second
+        if self._device.type == "cuda":  # it plans attention anew for each length, which takes a tenth of a second
             torch.backends.cuda.enable_cudnn_sdp(False)
         self._layers, self._slots, self._window = config.num_hidden_layers, slots, window
         self._masks = Masks(model)

@@ -34,18 +34,19 @@ class Draw:
         if greedy:
             found.append(_rows(logits, greedy).argmax(-1))
         if free:
-            found.append(self._draw(_free, logits, free))
+            found.append(self._draw(_free, _rows(logits, free), free))
         if self._bounded:
             most = min(max(_NUCLEUS, *(params[row].top_k for row in self._bounded)), self._whole)
-            found.append(self._draw(_bounded, logits, self._bounded, most))
+            self._kept = _rows(logits, self._bounded)
+            found.append(self._draw(_bounded, self._kept, self._bounded, most))
+            if logits.is_cuda and self._kept is logits:  # the next pass writes to where they are
+                self._kept = logits.clone()
         order = greedy + free + self._bounded
         self.ids = found[0]
         if len(found) > 1:
             self.ids = torch.cat(found)[sent(sorted(range(len(order)), key=order.__getitem__), logits.device)]
-        self._logits, self._known = logits, None
+        self._known = None
         if logits.is_cuda:
-            if self._bounded:  # the next pass writes to where they are, and they may be needed
-                self._logits = logits.clone()
             self._copied = self.ids.to("cpu", non_blocking=True)
             self._known = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._known.record(torch.cuda.current_stream(logits.device))
@@ -60,27 +61,25 @@ class Draw:
         if self._known is not None:
             self._known.synchronize()
         chosen: list[int] = self._copied.tolist()
-        if wide := [row for row in self._bounded if chosen[row] == _MORE]:
-            self.anew.update(wide)
-            for row, token in zip(wide, self._draw(_bounded, self._logits, wide, self._whole).tolist(), strict=True):
+        if wide := [number for number, row in enumerate(self._bounded) if chosen[row] == _MORE]:
+            rows = [self._bounded[number] for number in wide]
+            drawn = self._draw(_bounded, _rows(self._kept, wide), rows, self._whole)
+            self.anew.update(rows)
+            for row, token in zip(rows, drawn.tolist(), strict=True):
                 chosen[row] = token
         return chosen
 
     def _draw(
         self, function: Callable[..., torch.Tensor], logits: torch.Tensor, rows: list[int], *given: int
     ) -> torch.Tensor:
+        """``logits`` are those of ``rows``."""
         filters = sent([_filters(self._params[row], self._whole) for row in rows], logits.device)
-        return function(_rows(logits, rows), filters, sent([[self._keys[row]] for row in rows], logits.device), *given)
+        return function(logits, filters, sent([[self._keys[row]] for row in rows], logits.device), *given)
 
 
 def sample(logits: torch.Tensor, params: Sequence[SamplingParams], dice: Sequence[random.Random]) -> list[int]:
     """A token id for each row of logits (rows, vocabulary), as ``Draw`` draws them; each takes a key from its dice."""
-    return Draw(logits, params, [key(own) for own in dice]).tokens()
-
-
-def key(dice: random.Random) -> int:
-    """For one token."""
-    return dice.getrandbits(62)
+    return Draw(logits, params, [own.getrandbits(62) for own in dice]).tokens()
 
 
 def sent(values: Any, device: Any) -> torch.Tensor:

@@ -153,7 +153,7 @@ REQUESTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=30, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=7), nucleus=st.sampled_from([2, 512]), tight=st.booleans())
 def test_who_goes_ahead_of_its_tokens_says_the_same(
     tokenizer: Any, requests: list[dict[str, Any]], nucleus: int, tight: bool
@@ -180,6 +180,89 @@ def test_who_goes_ahead_of_its_tokens_says_the_same(
                 collected.submit("again", again)
                 assert collected.all(1)["again"][1].error is None
     assert found[0] == found[1]
+
+
+def once(right: Any, error: Exception, when: Any = lambda *_: True) -> Any:
+    """``right``, but for one call, the third of those that are meant."""
+    calls = 0
+
+    def call(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += bool(when(*given))
+        if calls == 3 and when(*given):
+            calls += 1
+            raise error
+        return right(*given, **named)
+
+    return call
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("error", [ValueError("once"), MemoryError()])
+@pytest.mark.parametrize("place", ["decode", "draw", "copy"])
+def test_what_fails_once_ends_no_answer(tokenizer: Any, place: str, error: Exception, paged: bool) -> None:
+    """A step of several rows, the second draw of some, or a copy in the cache; with tokens that are not known yet."""
+    said: list[dict[str, str]] = []
+    for failing in (False, True):
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            engine(tiny("llama"), tokenizer, slots=8, paged=paged) as (running, collected),
+        ):
+            patch.setattr(sampling, "_NUCLEUS", 20)
+            if failing and place == "draw":
+                whole = sampling._bounded
+                patch.setattr(sampling, "_bounded", once(whole, error, lambda logits, *given: given[-1] == 300))
+            elif failing:
+                runner: Any = running._runner
+                several = {"decode": lambda tokens, *_: len(tokens) > 2, "copy": lambda *_: True}[place]
+                patch.setattr(runner, place, once(getattr(runner, place), error, several))
+            for number in range(4):
+                collected.submit(str(number), LONG[:40], max_tokens=30, temperature=1.5, seed=number)
+            ended = collected.all(4)
+            assert [last.error for _, last in ended.values()] == [None] * 4
+            said.append({name: text for name, (text, _) in ended.items()})
+    assert said[0] == said[1]
+
+
+def test_an_end_that_was_drawn_late_leaves_the_cache_right(tokenizer: Any) -> None:
+    """What is asked next finds there what a fresh engine computes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "_NUCLEUS", 2)
+        with engine(tiny("llama"), tokenizer, slots=2, paged=True) as (running, collected):
+            ends = frozenset(range(0, 300, 12))
+            for seed in range(8):
+                running._eos = ends
+                prompt = [5 + seed, *LONG[:30]]
+                collected.submit("first", prompt, temperature=1.5, seed=seed, max_tokens=60)
+                collected.all(1)
+                running._eos = frozenset()
+                held = next(list(tokens) for tokens in running._scheduler.cached if tokens[:31] == prompt)
+                found = []
+                collected.submit("then", [*held, 7, 8, 9], max_tokens=3, logprobs=1)
+                _, last = collected.all(1)["then"]
+                assert last.cached_tokens >= len(held)
+                found.append([token.logprob for token in last.logprobs])
+                with engine(tiny("llama"), tokenizer, slots=2, paged=True) as (_, fresh):
+                    fresh.submit("then", [*held, 7, 8, 9], max_tokens=3, logprobs=1)
+                    found.append([token.logprob for token in fresh.all(1)["then"][1].logprobs])
+                assert found[0]
+                assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_twins_that_wait_again_and_come_back_say_the_same(tokenizer: Any) -> None:
+    """One that lost its place comes back with all of its text in another's cache, while others are computed."""
+    for seed in range(12):
+        with engine(tiny("llama"), tokenizer, slots=8, chunk=8, paged=True) as (running, collected):
+            running._eos = frozenset(range(0, 300, 37))
+            running._scheduler._budget = 200 + 30 * (seed % 4)
+            for number in range(7):
+                own = {"max_tokens": 20 + 17 * ((seed + number) % 6), "seed": 7 if number % 2 else seed}
+                collected.submit(str(number), LONG[:40], temperature=1.0, **own)
+            ended = collected.all(7)
+            assert all(last.error is None for _, last in ended.values())
+            for number in (1, 3, 5):
+                shorter, longer = sorted((ended["1"][0], ended[str(number)][0]), key=len)
+                assert longer.startswith(shorter)
 
 
 def test_cancelling_what_went_ahead_leaves_nothing(tokenizer: Any) -> None:
