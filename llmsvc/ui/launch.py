@@ -94,12 +94,12 @@ def _stopper(stops: SimpleQueue[float]) -> Callable[[int, Any], None]:
     return stop
 
 
-def _nothing_within(seconds: float, queue: SimpleQueue[float]) -> bool:
-    try:
-        queue.get(timeout=seconds)
-    except Empty:
-        return True
-    return False
+def _nothing_within(seconds: int, queue: SimpleQueue[float]) -> bool:
+    for _ in range(2 * seconds):  # a signal that comes just before a wait does not end it: its handler runs after it
+        with suppress(Empty):
+            queue.get(timeout=0.5)
+            return False
+    return True
 
 
 def _head_first() -> None:
