@@ -1,7 +1,7 @@
 """How far forecasts are from what loading takes: ``python -m bench.forecast [--cells 40] [--device cuda]``.
 
 Models of random shapes from tiny to 1B parameters, each loaded in a process of its own, which says what its tensors
-and its KV cache hold, and what it had in memory at most while it loaded: in that of the GPU, where there is one.
+and its KV cache hold, and what it had in memory at most while it loaded, on the device that is asked for.
 """
 
 import argparse

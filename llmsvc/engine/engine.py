@@ -423,7 +423,7 @@ class Engine:
 
     def _goes_ahead(self) -> bool:
         """Whether the next step can be launched before the tokens of the last are known."""
-        if self._flight is None or not self._follows_table:
+        if self._flight is None or not (isinstance(self._runner, PagedRunner) and self._runner.follows):
             return False
         rows, unsure = self._scheduler.decoding, 0
         for row in rows:
@@ -433,10 +433,6 @@ class Engine:
         if 4 * unsure > len(rows) or not rows:
             return False
         return len(rows) != 1 or not self._details[rows[0].request.id].lookup.guess(rows[0].tokens[:-1])
-
-    @property
-    def _follows_table(self) -> bool:
-        return isinstance(self._runner, PagedRunner) and self._runner.follows
 
     def _goes_on(self, row: Sequence) -> bool:
         """Whether more tokens are wanted of it."""

@@ -22,6 +22,7 @@ from llmsvc.engine.chunk_attention import attend
 from llmsvc.engine.kv_cache import Masks
 from llmsvc.engine.paged_attention import PAGE, paged_attention
 from llmsvc.engine.pages import SCRATCH, OutOfPages, PagedCache, PageTable, pages_of
+from llmsvc.engine.sampling import pinned, sent
 
 log = logging.getLogger(__name__)
 
@@ -187,14 +188,8 @@ class PagedRunner:
         """Bring what has changed of the table to the GPU."""
         for slot in self._table.changed:
             if pages := self._table.pages[slot]:
-                self._on_device[slot, : len(pages)] = self._sent(pages, torch.int32)
+                self._on_device[slot, : len(pages)] = sent(pages, self._device)
         self._table.changed.clear()
-
-    def _sent(self, numbers: Any, dtype: torch.dtype = torch.long) -> torch.Tensor:
-        return self._pinned(numbers, dtype).to(self._device, non_blocking=True)
-
-    def _pinned(self, numbers: Any, dtype: torch.dtype = torch.long) -> torch.Tensor:
-        return torch.tensor(numbers, dtype=dtype, pin_memory=self._device.type == "cuda")
 
     def _pass(self, pieces: Sequence[Piece], wanted: list[int], ids: torch.Tensor | None = None) -> torch.Tensor:
         """One pass over tokens of many slots; the logits of those whose numbers are ``wanted``.
@@ -208,11 +203,12 @@ class PagedRunner:
         for row, number in zip(given, wanted, strict=False):
             row[3] = number
         self._tell()
-        size = next(size for size in SIZES if size >= len(given))
-        if graph := self._graph(size) if self.recording else None:
-            given += [[0, 0, self._slots + 1, 0]] * (size - len(given))
-            return graph(self._pinned(given), ids)[: len(wanted)]
-        table = self._sent(given)
+        if self.recording:
+            size = next(size for size in SIZES if size >= len(given))
+            if graph := self._graph(size):
+                given += [[0, 0, self._slots + 1, 0]] * (size - len(given))
+                return graph(pinned(given, self._device), ids)[: len(wanted)]
+        table = sent(given, self._device)
         if ids is not None:
             table[: len(ids), 0] = ids
         return self._row(table, len(wanted))

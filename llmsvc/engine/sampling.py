@@ -84,7 +84,12 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], dice: Sequenc
 
 def sent(values: Any, device: Any) -> torch.Tensor:
     """Numbers as a tensor there. Nobody waits until a GPU has done what it was told before."""
-    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return pinned(values, device).to(device, non_blocking=True)
+
+
+def pinned(values: Any, device: Any) -> torch.Tensor:
+    """Numbers as a tensor on the host, from where ``device`` can copy it by itself."""
+    return torch.tensor(values, pin_memory=device.type == "cuda")
 
 
 def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:

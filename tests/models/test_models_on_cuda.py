@@ -5,7 +5,6 @@ On a machine that has little else: python -m pytest --noconftest tests/models/te
 
 import asyncio
 import gc
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from asking import ask
 from random_models import save
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen3Config
 
-from llmsvc.engine import GenerationRequest, SamplingParams, TokenEvent
 from llmsvc.models.catalogue import Catalogue
 from llmsvc.models.forecast import forecast, plan
 from llmsvc.models.headers import read
@@ -28,7 +27,7 @@ from llmsvc.models.pooled import PooledModel
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 WORDS = 2000
-PROMPT = tuple(range(40, 940))
+PROMPT, TOKENS = tuple(range(40, 940)), 24
 SHAPE = {
     "vocab_size": WORDS,
     "hidden_size": 1024,
@@ -67,28 +66,6 @@ def pool_of(tmp_path: Path) -> Iterator[Callable[..., ModelPool]]:
         pool.close()
 
 
-async def ask(pool: ModelPool, model: str, prompt: tuple[int, ...] = PROMPT) -> tuple[str, int]:
-    """A greedy answer, and how much of the prompt was cached."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[TokenEvent]()
-    pooled = await pool.acquire(model)
-    try:
-        params = SamplingParams(temperature=0, max_tokens=24)
-
-        def deliver(event: TokenEvent) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        pooled.engine.submit(GenerationRequest(os.urandom(8).hex(), prompt, params, deliver))
-        text = ""
-        while True:
-            event = await events.get()
-            text += event.text
-            if event.finish_reason is not None:
-                assert event.error is None, event.error
-                return text, event.cached_tokens
-    finally:
-        pool.release(pooled)
-
-
 def there(pool: ModelPool, model: str) -> PooledModel:
     pooled = pool.get(model)
     assert pooled is not None
@@ -120,7 +97,7 @@ def test_two_in_turns_where_one_has_room(models: list[str], pool_of: Callable[..
         said: dict[str, str] = {}
         for turn in range(6):
             model = models[turn % 2]
-            text, cached = await ask(pool, model)
+            text, cached = await ask(pool, model, PROMPT, TOKENS)
             if turn > 1:  # before, nothing was cached or recorded, and sums rounded in another order
                 assert said.setdefault(model, text) == text
                 assert cached >= len(PROMPT) - 1
@@ -144,7 +121,9 @@ def test_requests_at_once_for_three_where_two_have_room(models: list[str], pool_
     async def crowd() -> None:
         for _ in range(3):
             wanted = [models[n] for n in (0, 1, 2, 2, 1, 0, 0, 0, 1)]
-            assert all(text for text, _ in await asyncio.gather(*(ask(pool, model) for model in wanted)))
+            assert all(
+                text for text, _ in await asyncio.gather(*(ask(pool, model, PROMPT, TOKENS) for model in wanted))
+            )
             pool.tidy()
             assert pool.usage()["used"] <= pool.usage()["limit"]
 
@@ -169,8 +148,8 @@ def test_a_model_holds_what_was_forecast_and_answers(
 
     pool = pool_of(True)
     pool.request(models[0], quantization)
-    assert asyncio.run(ask(pool, models[0]))[0]
+    assert asyncio.run(ask(pool, models[0], PROMPT, TOKENS))[0]
     warm(pool, models[0], quantization != "int8")  # which looks for outliers on the CPU
-    text, cached = asyncio.run(ask(pool, models[0]))
+    text, cached = asyncio.run(ask(pool, models[0], PROMPT, TOKENS))
     assert text
     assert cached >= len(PROMPT) - 1

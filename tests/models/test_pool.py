@@ -11,10 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from asking import PROMPT, ask
 from random_models import save
 from transformers import LlamaConfig
 
-from llmsvc.engine import Engine, FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from llmsvc.engine import Engine
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, Unavailable
 from llmsvc.models import pool as pool_module
 from llmsvc.models.catalogue import Catalogue
@@ -22,8 +23,6 @@ from llmsvc.models.pool import Budget, ModelPool
 from llmsvc.models.pooled import PooledModel
 from llmsvc.service import Service
 from llmsvc.settings import Settings
-
-PROMPT = tuple(range(40, 140))
 
 
 @pytest.fixture(scope="module")
@@ -73,28 +72,6 @@ def room_for_two(model: str, tmp_path: Path) -> int:
     limit = int(row["peak_bytes"] + 1.05 * held)
     assert limit < 3 * row["weights_bytes"]
     return limit
-
-
-async def ask(pool: ModelPool, model: str, prompt: tuple[int, ...] = PROMPT, tokens: int = 8) -> tuple[str, int]:
-    """A greedy answer, and how much of the prompt was cached."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[TokenEvent]()
-    pooled = await pool.acquire(model)
-    try:
-
-        def deliver(event: TokenEvent) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        params = SamplingParams(temperature=0, max_tokens=tokens)
-        pooled.engine.submit(GenerationRequest(os.urandom(8).hex(), prompt, params, deliver))
-        text = ""
-        while True:
-            event = await events.get()
-            text += event.text
-            if event.finish_reason is not None:
-                assert event.finish_reason in (FinishReason.STOP, FinishReason.LENGTH), event.error
-                return text, event.cached_tokens
-    finally:
-        pool.release(pooled)
 
 
 def states(pool: ModelPool) -> dict[str, str]:
