@@ -50,6 +50,7 @@ def test_a_batch_says_what_generate_says(name: str, tokenizer: Any) -> None:
 
 def test_cancel_length_and_refusals(tokenizer: Any) -> None:
     engine = Engine(tiny("llama"), tokenizer, window=512, slots=2, max_waiting=2)
+    engine._eos = frozenset()  # or one that is drawn by chance ends first
     collected = Collected(engine)
     with pytest.raises(BadRequest, match="512"):
         collected.submit("long", [5] * 512)
@@ -63,7 +64,7 @@ def test_cancel_length_and_refusals(tokenizer: Any) -> None:
     assert last.finish_reason is FinishReason.CANCELLED
     collected.submit("b", [7] * 500, max_tokens=400, temperature=1.0)
     _, last = collected.all(1)["b"]
-    assert last.finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
+    assert last.finish_reason is FinishReason.LENGTH
 
     def flood() -> None:
         for i in range(1000):

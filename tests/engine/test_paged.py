@@ -267,16 +267,15 @@ def test_twins_that_wait_again_and_come_back_say_the_same(tokenizer: Any) -> Non
 
 def test_cancelling_what_went_ahead_leaves_nothing(tokenizer: Any) -> None:
     with engine(tiny("llama"), tokenizer, slots=4, paged=True) as (running, collected):
+        running._eos = frozenset()  # or one that is drawn by chance ends first
         for number in range(6):
             collected.submit(str(number), LONG[: 20 + number], max_tokens=400, temperature=1.0)
         for number in range(0, 6, 2):
             assert collected.next().finish_reason is None
             running.cancel(str(number))
-        ended = collected.all(6)
-        assert {str(n) for n in range(0, 6, 2)} <= {
-            name for name, (_, last) in ended.items() if last.finish_reason in ("cancelled", "stop")
-        }
-        assert all(last.tokens <= 400 for _, last in ended.values())
+        ended = {name: last for name, (_, last) in collected.all(6).items()}
+        assert {name for name, last in ended.items() if last.finish_reason == "cancelled"} == {"0", "2", "4"}
+        assert all(ended[name].tokens == 400 for name in "135")
         assert not running.running
         assert not running.queued
 
