@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ def llmsvc(folder: str, data: str) -> None:
     from llmsvc.engine import Engine, GenerationRequest, SamplingParams
     from llmsvc.models.loader import load
 
-    loaded = compute(load, Path(folder), "cpu", "none", lambda *_: None)
-    engine = Engine(loaded.model, loaded.tokenizer, window=loaded.window, compiled=Path(data) / "compiled")
+    compiled = Path(data) / "compiled"
+    loaded = compute(partial(load, Path(folder), "cpu", "none", lambda *_: None, kernels=compiled))
+    engine = Engine(loaded.model, loaded.tokenizer, window=loaded.window, compiled=compiled)
     while not engine.warm:  # as it is from the second start on
         time.sleep(0.1)
     words = loaded.tokenizer(LICENSE)["input_ids"]

@@ -2,7 +2,8 @@
 
 ``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads LEAST to CHUNK tokens in
 one, ``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
-``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT`` makes one, in a process of its own: it takes minutes of a core.
+``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT FEW MANY`` makes one, in a process of its own: it takes minutes
+of a core. The last two say how weights are multiplied (``products.Ways``).
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
 
 torch.export and AOTInductor: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html. The library is
@@ -14,14 +15,13 @@ import ctypes
 import hashlib
 import json
 import os
-import platform
-import shutil
 import signal
 import sys
 import threading
 import time
 import zipfile
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
 
 from llmsvc.engine.chunk_attention import NAME, OTHERS, attend_parts
-from llmsvc.engine.int8 import Int8Linear, halves, replace_linears
+from llmsvc.engine.int8 import Int8Linear, replace_linears
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
+from llmsvc.engine.products import Ways, compiler, halves, processor
 
 CHUNK = 512
 """Tokens in a step of the kinds "chunk" and "fill" at most."""
@@ -171,6 +172,52 @@ class MatrixLinear(SummedLinear):
         return out.view(*x.shape[:-1], -1)
 
 
+class KernelLinear(SummedLinear):
+    """An Int8Linear in a graph for any number of rows, by the kernel that the process has loaded."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        out = torch.ops.llmsvc.int8_linear(rows, self.values, self.scales)
+        if self.bias is not None:
+            out = out + self.bias
+        return out.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+
+
+_KERNEL_CALL = """
+void llmsvc_int8_linear(const float*, const int8_t*, const float*, float*, int64_t, int64_t, int64_t);
+AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x, AtenTensorHandle values, AtenTensorHandle scales,
+                                          AtenTensorHandle* out) {
+    void *from, *weights, *factors, *to;
+    int64_t sizes[2], width;
+    aoti_torch_get_size(x, 0, &sizes[0]), aoti_torch_get_size(x, 1, &width), aoti_torch_get_size(values, 0, &sizes[1]);
+    const int64_t strides[] = {sizes[1], 1};
+    if (aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, out))
+        return AOTI_TORCH_FAILURE;
+    aoti_torch_get_data_ptr(x, &from), aoti_torch_get_data_ptr(values, &weights);
+    aoti_torch_get_data_ptr(scales, &factors), aoti_torch_get_data_ptr(*out, &to);
+    llmsvc_int8_linear(static_cast<float*>(from), static_cast<int8_t*>(weights), static_cast<float*>(factors),
+                       static_cast<float*>(to), sizes[0], width, sizes[1]);
+    return AOTI_TORCH_SUCCESS;
+}
+"""
+"""How a compiled step calls it: put before the compiler's own code, which knows the types."""
+
+
+def _know_kernel() -> dict[Any, list[str]]:
+    """Tell torch of the kernel as an operator of which steps can be made; returns how they are to call it."""
+    torch.library.define("llmsvc::int8_linear", "(Tensor x, Tensor values, Tensor scales) -> Tensor")
+    torch.library.register_fake("llmsvc::int8_linear", lambda x, values, _: x.new_empty(x.shape[0], values.shape[0]))
+    return {torch.ops.llmsvc.int8_linear.default: [_KERNEL_CALL]}
+
+
+def layer_for(ways: Ways, kind: str) -> type[SummedLinear]:
+    """What stands for an Int8Linear in a step of this kind."""
+    way = ways.many if kind in ("chunk", "fill") else ways.few
+    if way == "kernel":
+        return KernelLinear
+    return SummedLinear if kind == "one" else MatrixLinear
+
+
 class _PieceLayer(SlotLayer):
     """Lets a piece of a text see itself and what is before it as two."""
 
@@ -234,30 +281,26 @@ def why_not(model: Any) -> str:
         return "its attention is of several kinds"
     if sliding_window(config):
         return "its attention has a sliding window"
-    return "" if has_compiler() else "there is no C++ compiler here"
+    if "widened" in asdict(ways_of(model)).values():
+        return "its weights are widened before they are multiplied"
+    return "" if compiler() else "there is no C++ compiler here"
 
 
-def has_compiler() -> bool:
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "c++", "clang++"))
+def ways_of(model: Any) -> Ways:
+    """In which ways its weights are multiplied."""
+    found: Ways = next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
+    return found
 
 
 def library_name(model: Any, kind: str) -> str:
     """A file name that changes with all that a step depends on."""
-    flags = next((line for line in _cpu_info() if line.startswith(("flags", "Features"))), platform.machine())
     sources = [
         Path(__file__).with_name(name).read_text()
         for name in ("chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
-    parts = (model.config.to_json_string(), *versions, flags, *sources)
+    parts = (model.config.to_json_string(), *versions, processor(), layer_for(ways_of(model), kind).__name__, *sources)
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-{kind}.so"
-
-
-def _cpu_info() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
 
 
 def _attention(
@@ -285,13 +328,14 @@ def _attention(
     return attend_parts(query, [key, value], list(key.before), scale, attention_mask.all()), None
 
 
-def build(config_dir: Path, kind: str, out: Path) -> None:
+def build(config_dir: Path, kind: str, out: Path, ways: Ways) -> None:
     """Compile a step of the model whose config.json is in ``config_dir``; ``out`` is complete or not there."""
     torch.set_grad_enabled(False)
     config = AutoConfig.from_pretrained(config_dir, local_files_only=True)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    replace_linears(model, SummedLinear if kind == "one" else MatrixLinear)
+    replace_linears(model, layer_for(ways, kind))
+    calls = _know_kernel()
     layers, heads, size = kv_shape(config.get_text_config())
     AttentionInterface.register("llmsvc", partial(_attention, layers - 1 if kind == "fill" else layers))
     model.config._attn_implementation = "llmsvc"
@@ -328,7 +372,11 @@ def build(config_dir: Path, kind: str, out: Path) -> None:
         prefer_deferred_runtime_asserts_over_guards=True,
     )
     package, half = out.with_suffix(f".{os.getpid()}.pt2"), out.with_suffix(f".{os.getpid()}.so")
-    options = {"aot_inductor.package_constants_in_so": False, "aot_inductor.compile_wrapper_opt_level": "O0"}
+    options = {
+        "aot_inductor.package_constants_in_so": False,
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        "aot_inductor.custom_ops_to_c_shims": calls,
+    }
     try:
         torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=options)
         with zipfile.ZipFile(package) as parts, half.open("wb") as file:
@@ -363,4 +411,4 @@ def _give_way() -> None:
 if __name__ == "__main__":
     _give_way()
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    build(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    build(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Ways(*sys.argv[4:]))

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmsvc.engine.compiled import CompiledStep, library_name, why_not
+from llmsvc.engine.compiled import CompiledStep, library_name, ways_of, why_not
 from llmsvc.engine.compute import compute
 from llmsvc.engine.paged_runner import says_the_same
 from llmsvc.engine.runner import Runner
@@ -159,7 +160,8 @@ class Warmup(_Background):
         """Raises _Refused when it cannot be compiled."""
         with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as output:
             self._model.config.save_pretrained(work)
-            command = [sys.executable, "-m", "llmsvc.engine.compiled", work, kind, str(library)]
+            ways = asdict(ways_of(self._model)).values()
+            command = [sys.executable, "-m", "llmsvc.engine.compiled", work, kind, str(library), *ways]
             env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor"}
             started = time.monotonic()
             child = subprocess.Popen(

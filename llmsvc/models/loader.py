@@ -66,11 +66,13 @@ def load(
     *,
     full_weights: bool = False,
     context: int = 0,
+    kernels: Path | None = None,
 ) -> LoadedModel:
     """Load weights on ``device`` ("auto", "cpu", "cuda", "cuda:1").
 
     ``full_weights``: round none without being asked to. ``context``: tokens that it is to read at most; 0 for as many
-    as it was made for. Raises BadRequest for a folder or an argument that can never
+    as it was made for. ``kernels``: where what is compiled for products of 8-bit weights is kept; None: nothing is
+    compiled. Raises BadRequest for a folder or an argument that can never
     work, Unavailable when loading failed.
     """
     check_folder(folder)
@@ -121,14 +123,15 @@ def load(
     finally:
         _progress.reset(told)
     model.eval()
-    rounded = weights.rounded and int8.quantize_linears(model, partial(tell, "Rounding the weights"))
+    if weights.rounded:
+        int8.quantize_linears(model, kernels, partial(tell, "Rounding the weights"))
     if weights.stored:
         widen(model)
     plain = not tokenizer.chat_template
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
     progress("Starting", expected.weights_bytes, expected.weights_bytes)
-    unquantized = "int8 weights" if rounded else "fp32" if weights.precise else "bf16"
+    unquantized = "int8 weights" if weights.rounded else "fp32" if weights.precise else "bf16"
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,

@@ -390,7 +390,13 @@ class ModelPool:
         expected = self._expected(read(folder), pooled.device, pooled.quantization)
         self._make_room(pooled, expected.peak_bytes)
         loaded = load(
-            folder, pooled.device, pooled.quantization, progress, full_weights=self._full_weights, context=context
+            folder,
+            pooled.device,
+            pooled.quantization,
+            progress,
+            full_weights=self._full_weights,
+            context=context,
+            kernels=self._compiled,
         )
         room = self._limit("memory") - self._used() + pooled.reserved - loaded.memory_bytes
         with self._changed:  # an unload that came meanwhile wins

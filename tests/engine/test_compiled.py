@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Collected, tiny
+from tiny import Collected, kernels, tiny
 
 from llmsvc.engine import Engine
-from llmsvc.engine.compiled import CompiledStep, has_compiler, library_name
+from llmsvc.engine.compiled import CompiledStep, library_name
 from llmsvc.engine.int8 import quantize_linears
+from llmsvc.engine.products import compiler
 from llmsvc.engine.warmup import Warmup
 
 PROMPTS = {f"p{n}": [(n * 31 + k * 7) % 290 + 5 for k in range(3 + 69 * n)] for n in range(3)}
@@ -26,12 +27,11 @@ def rounded(name: str = "llama", seed: int = 0) -> Any:
     if seed:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    if not quantize_linears(model):
-        pytest.skip("this CPU has no exact 8-bit products")
+    quantize_linears(model, kernels())
     return model
 
 
-pytestmark = pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler")
+pytestmark = pytest.mark.skipif(not compiler(), reason="needs a C++ compiler")
 
 
 @pytest.fixture(scope="module")

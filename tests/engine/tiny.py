@@ -1,7 +1,12 @@
 """Tiny random models of several architectures, and what an engine says of them."""
 
+import atexit
 import copy
+import functools
 import queue
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +54,14 @@ CONFIGS = {
     "mixtral": MixtralConfig(**SIZE, num_local_experts=4, num_experts_per_tok=2),
     "qwen3-moe": Qwen3MoeConfig(**SIZE, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
 }
+
+
+@functools.cache
+def kernels() -> Path:
+    """Where kernels are kept as long as the tests run."""
+    folder = tempfile.mkdtemp(prefix="kernels")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def tiny(name: str) -> Any:

@@ -38,7 +38,7 @@ def test_weights_straight_from_the_file_are_those_of_32_bits(architecture: str, 
     folder = save(config(architecture, random.Random(architecture)), tmp_path / "model", tokenizer)
     straight = load(folder, "cpu", "none", lambda *_: None).model
     wide = load(folder, "cpu", "none", lambda *_: None, full_weights=True).model
-    assert quantize_linears(wide)
+    quantize_linears(wide)
     found, expected = straight.state_dict(), wide.state_dict()
     assert found.keys() == expected.keys()
     assert "torch.int8" in {str(tensor.dtype) for tensor in found.values()} or architecture == "falcon"
