@@ -2,8 +2,8 @@
 
 ``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads LEAST to CHUNK tokens in
 one, ``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
-``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT FEW MANY`` makes one, in a process of its own: it takes minutes
-of a core. The last two say how weights are multiplied (``products.Ways``).
+``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT WAYS`` makes one, in a process of its own: it takes minutes of
+a core. WAYS are two words, how weights are multiplied (``products.Ways``).
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
 
 torch.export and AOTInductor: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html. The library is
@@ -212,8 +212,7 @@ def _know_kernel() -> dict[Any, list[str]]:
 
 def layer_for(ways: Ways, kind: str) -> type[SummedLinear]:
     """What stands for an Int8Linear in a step of this kind."""
-    way = ways.many if kind in ("chunk", "fill") else ways.few
-    if way == "kernel":
+    if (ways.decode if kind in ("one", "rows") else ways.other) == "kernel":
         return KernelLinear
     return SummedLinear if kind == "one" else MatrixLinear
 
@@ -296,7 +295,7 @@ def library_name(model: Any, kind: str) -> str:
     """A file name that changes with all that a step depends on."""
     sources = [
         Path(__file__).with_name(name).read_text()
-        for name in ("chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py")
+        for name in ("chunk_attention.py", "compiled.py", "int8.cpp", "int8.py", "kv_cache.py", "products.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
     parts = (model.config.to_json_string(), *versions, processor(), layer_for(ways_of(model), kind).__name__, *sources)

@@ -4,6 +4,9 @@
 // widened in registers, so that only one byte of each is read. Each sum is made in the same order whatever else is
 // computed beside it: a row's result hangs on nothing but itself. Built and called by products.py.
 
+#ifdef __clang__
+#error "clang brings an OpenMP runtime of its own beside torch's"
+#endif
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -39,25 +42,38 @@ inline Floats widened(const int8_t* from) {
 #endif
 }
 
-// Written out, or a compiler decides in each tile whether products are rounded before they are added.
 inline Floats added(const Floats& a, const Floats& b, const Floats& sums) {
 #if defined(__AVX512F__)
     return _mm512_fmadd_ps(a, b, sums);
 #elif defined(__AVX2__) && defined(__FMA__)
     return _mm256_fmadd_ps(a, b, sums);
-#else
+#elif defined(__ARM_FEATURE_FMA)
     Floats all;
     for (int n = 0; n < WIDE; n++) all[n] = __builtin_fmaf(a[n], b[n], sums[n]);
     return all;
+#else
+    return a * b + sums;
 #endif
 }
 
 inline float total(const Floats& lanes) {
+#ifdef __AVX2__
+#ifdef __AVX512F__
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(lanes), 1));
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(lanes), upper);
+#else
+    const __m256 eight = lanes;
+#endif
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+#else
     float sums[WIDE];
     std::memcpy(sums, &lanes, sizeof sums);
     for (int half = WIDE / 2; half; half /= 2)
         for (int n = 0; n < half; n++) sums[n] += sums[n + half];
     return sums[0];
+#endif
 }
 
 struct Product {
@@ -74,23 +90,27 @@ void tile(const Product& p, int64_t row, int64_t channel) {
     const int8_t* values = p.values + channel * p.width;
     Floats sums[ROWS][CHANNELS] = {};
     int64_t k = 0;
-    for (; k + WIDE <= p.width; k += WIDE) {
+    const auto step = [&](int64_t k) {
         Floats weights[CHANNELS];
-        for (int c = 0; c < CHANNELS; c++) {
-            weights[c] = widened(values + c * p.width + k);
-            if (k % LINE == 0) __builtin_prefetch(values + (CHANNELS + c) * p.width + k);  // of the next tile
-        }
+        for (int c = 0; c < CHANNELS; c++) weights[c] = widened(values + c * p.width + k);
         for (int r = 0; r < ROWS; r++) {
             Floats some;
             std::memcpy(&some, x + r * p.width + k, sizeof some);
             for (int c = 0; c < CHANNELS; c++) sums[r][c] = added(some, weights[c], sums[r][c]);
         }
+    };
+    for (; k + LINE <= p.width; k += LINE) {
+        const int8_t* ahead = values + 2 * CHANNELS * p.width + k * CHANNELS;  // of the tile after the next
+        for (int c = 0; c < CHANNELS; c++) __builtin_prefetch(ahead + c * LINE);
+#pragma GCC unroll 2
+        for (int64_t n = 0; n < LINE; n += WIDE) step(k + n);
     }
+    for (; k + WIDE <= p.width; k += WIDE) step(k);
     for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < CHANNELS; c++) {
             float sum = total(sums[r][c]);
             for (int64_t rest = k; rest < p.width; rest++)
-                sum = __builtin_fmaf(x[r * p.width + rest], values[c * p.width + rest], sum);
+                sum += x[r * p.width + rest] * values[c * p.width + rest];
             p.out[(row + r) * p.channels + channel + c] = sum * p.scales[channel + c];
         }
 }
@@ -118,8 +138,8 @@ extern "C" void llmsvc_int8_linear(
                 const int64_t some = left < 4 ? left : left == 5 || left == 6 || left == 9 ? 3 : 4;
                 switch (some) {
                     case 1: tiles<1, 8>(p, row, from, to); break;
-                    case 2: tiles<2, MANY_REGISTERS ? 8 : 6>(p, row, from, to); break;
-                    case 3: tiles<3, MANY_REGISTERS ? 8 : 4>(p, row, from, to); break;
+                    case 2: tiles<2, MANY_REGISTERS ? 8 : 4>(p, row, from, to); break;
+                    case 3: tiles<3, MANY_REGISTERS ? 8 : 3>(p, row, from, to); break;
                     default: tiles<4, MANY_REGISTERS ? 6 : 3>(p, row, from, to);
                 }
                 row += some;

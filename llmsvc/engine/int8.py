@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from llmsvc.engine.compute import compute_if_idle
-from llmsvc.engine.products import Ways, choose
+from llmsvc.engine.products import WAYS, Ways, choose
 
 _AT_ONCE = 2**18
 """Weights that are rounded at once: what is made of them on the way stays in a core's cache."""
@@ -43,7 +43,7 @@ class Int8Linear(nn.Module):
         self.bias, self.ways = linear.bias, ways
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = self.ways.multiply(x.reshape(-1, x.shape[-1]).float(), self.values, self.scales)
+        out = WAYS[self.ways.other](x.reshape(-1, x.shape[-1]).float(), self.values, self.scales)
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], -1).to(x.dtype)
@@ -58,7 +58,7 @@ def quantize_linears(
     ``kernels``: where a kernel for their products is kept; None: none is compiled. ``tell`` is told before each which
     share is done; what it raises ends it.
     """
-    replace_linears(model, partial(Int8Linear, ways=compute_if_idle(choose, kernels)), tell)
+    replace_linears(model, partial(Int8Linear, ways=choose(kernels)), tell)
 
 
 def replace_linears(

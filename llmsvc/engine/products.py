@@ -14,7 +14,9 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,20 +26,23 @@ from pathlib import Path
 
 import torch
 
+from llmsvc.engine.compute import compute_if_idle
+
 log = logging.getLogger(__name__)
 
-FEW = 64
-"""Rows up to which a way is taken that was chosen for few of them."""
 _SOURCE = Path(__file__).with_name("int8.cpp")
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _WIDENED_AT_ONCE = 2**20
 """Weights; more would be memory that the system clears anew each time."""
-_WORTH = 0.8
-"""Another way has to take less than this share of the kernel's time, which hangs on nothing but a row itself."""
+_HANDICAPS = {"kernel": 1.0, "integers": 1.25, "widened": 2.0}
+"""How many times as long a way is taken to be: the first keeps most bits, the last hangs on what is computed beside."""
 _HOPELESS = 8
 """A way that takes so many times as long for few rows is not tried with many."""
+_PATIENCE_SECONDS = 60
 
 _kernel: ctypes.CDLL | None = None
+_cannot: set[Path] = set()
+"""Kernels that cannot be had in this process."""
 _lock = threading.Lock()
 
 
@@ -56,7 +61,7 @@ def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _by_kernel(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     assert _kernel is not None
     x, (channels, width) = x.contiguous(), values.shape
-    out = torch.empty(x.shape[0], channels)
+    out = x.new_empty(x.shape[0], channels)  # not of the default type, which another thread's load may have changed
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, values, scales, out))
     _kernel.llmsvc_int8_linear(*pointers, *(ctypes.c_int64(size) for size in (x.shape[0], width, channels)))
     return out
@@ -85,13 +90,12 @@ WAYS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tenso
 
 @dataclass(frozen=True)
 class Ways:
-    """What was chosen for few rows and for many."""
+    """What was chosen. They are kept apart by what is computed, not by how many rows there happen to be."""
 
-    few: str
-    many: str
-
-    def multiply(self, x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        return WAYS[self.few if x.shape[0] <= FEW else self.many](x, values, scales)
+    decode: str
+    """In compiled steps of one token for each row."""
+    other: str
+    """In all others, and in a model that is not compiled."""
 
 
 @torch.no_grad()
@@ -101,12 +105,18 @@ def choose(folder: Path | None) -> Ways:
     ``folder`` keeps the kernel and what was chosen; None: no kernel is made.
     """
     with _lock:
-        if folder is None or not _has_kernel(folder):
-            return _measured(["integers", "widened"])
-        memory = folder / f"{_name()}.json"
+        library = folder and folder / f"{_name()}.so"
+        if library is None or not _has_kernel(library):
+            return compute_if_idle(_measured, ["integers", "widened"])
+        memory = library.with_suffix(".json")
+        with suppress(OSError):
+            for file in (library, memory):
+                os.utime(file)  # what is old is deleted
         with suppress(OSError, ValueError, TypeError):
-            return Ways(**json.loads(memory.read_text()))
-        chosen = _measured(["integers", "kernel"])
+            chosen = Ways(**json.loads(memory.read_text()))
+            if all(_is_right(way) for way in {chosen.decode, chosen.other}):
+                return chosen
+        chosen = compute_if_idle(_measured, ["kernel", "integers"])
         with suppress(OSError):
             memory.write_text(json.dumps(asdict(chosen)))
         return chosen
@@ -127,44 +137,66 @@ def processor() -> str:
 
 
 def _name() -> str:
-    parts = (torch.__version__, torch.get_num_threads(), processor(), _SOURCE.read_text(), *_FLAGS)
+    sources = [file.read_text() for file in (_SOURCE, Path(__file__))]
+    parts = (torch.__version__, torch.get_num_threads(), processor(), *sources)
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-product"
 
 
-def _has_kernel(folder: Path) -> bool:
-    """Load the kernel, built if need be: that takes a second."""
+def _has_kernel(library: Path) -> bool:
+    """Load the kernel, built if need be: that takes a second or two."""
     global _kernel
-    library = folder / f"{_name()}.so"
-    for damaged in (False, True):
-        if _kernel is not None:
-            break
+    while _kernel is None and library not in _cannot:
+        found = library.exists()
         try:
-            if damaged or not library.exists():
+            if not found:
                 _build(library)
             # For all: compiled steps call it too.
             _kernel = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         except (OSError, subprocess.SubprocessError) as error:
-            log.info("the kernel for 8-bit weights cannot be had: %s", error)
+            said = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip().splitlines()
+            log.info("8-bit weights are multiplied without a kernel: %s", said[-1] if said else error)
+            if found:  # damaged: built again
+                with suppress(OSError):
+                    library.unlink()
+            if not found or library.exists():
+                _cannot.add(library)
     return _kernel is not None
 
 
 def _build(library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
-    half = library.with_suffix(f".{os.getpid()}.so")
+    handle, name = tempfile.mkstemp(".half", dir=library.parent)
+    os.close(handle)
+    half = Path(name)
+    command = [compiler() or "c++", *_FLAGS, str(_SOURCE), "-o", name]
     try:
-        command = [compiler() or "c++", *_FLAGS, str(_SOURCE), "-o", str(half)]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        try:
+            _, said = child.communicate(timeout=_PATIENCE_SECONDS)
+        finally:
+            if child.returncode is None:  # with the compiler's own children
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, command, stderr=said)
+        with half.open("rb") as file:
+            os.fsync(file.fileno())  # half a library would not be refused, but end the process
         half.rename(library)
     finally:
         half.unlink(missing_ok=True)
 
 
+def _sample(rows: int, width: int, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows, values and scales, in 32 bits whatever another thread's load has made the default type."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(-127, 128, (channels, width), generator=generator, dtype=torch.int8)
+    scales = torch.rand(channels, generator=generator, dtype=torch.float32)
+    return torch.randn(rows, width, generator=generator, dtype=torch.float32), values, scales
+
+
 def _is_right(way: str) -> bool:
     """Whether a way computes what it should here: some CPUs' instructions saturate."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randint(-127, 128, (67, 259), generator=generator, dtype=torch.int8)
-    scales = torch.rand(67, generator=generator)
-    x = torch.randn(FEW + 7, 259, generator=generator)
+    x, values, scales = _sample(71, 259, 67)
     x[0], x[:, 3] = 3.0, 40.0
     try:
         for some in (x[:1], x[:6], x):
@@ -181,19 +213,20 @@ def _is_right(way: str) -> bool:
 def _measured(ways: list[str]) -> Ways:
     """The faster of those that are right."""
     ways = [way for way in ways if _is_right(way)] or ["widened"]
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randint(-127, 128, (1024, 1024), generator=generator, dtype=torch.int8)
-    scales = torch.rand(1024, generator=generator)
+    decode = _seconds(ways, 16)
+    best = min(decode, key=decode.__getitem__)
+    other = _seconds([way for way in ways if decode[way] < _HOPELESS * decode[best]], 256)
+    fastest = min(other, key=other.__getitem__)
+    return Ways(best if "widened" not in ways else fastest, fastest)
 
-    def seconds(way: str, rows: int) -> float:
-        x, took = torch.randn(rows, 1024, generator=generator), []
-        for _ in range(4):
+
+def _seconds(ways: list[str], rows: int) -> dict[str, float]:
+    """What each takes, times its handicap; in turns, or a busy moment would hit one of them."""
+    sample = _sample(rows, 1024, 1024)
+    took = dict.fromkeys(ways, float("inf"))
+    for _ in range(5):
+        for way in ways:
             start = time.perf_counter()
-            WAYS[way](x, values, scales)
-            took.append(time.perf_counter() - start)
-        return min(took) / (1 if way == "kernel" else _WORTH)
-
-    few = {way: seconds(way, 16) for way in ways}
-    best = min(few, key=few.__getitem__)
-    many = {way: seconds(way, 256) for way in ways if few[way] < _HOPELESS * few[best]}
-    return Ways(best, min(many, key=many.__getitem__))
+            WAYS[way](*sample)
+            took[way] = min(took[way], time.perf_counter() - start)
+    return {way: _HANDICAPS[way] * seconds for way, seconds in took.items()}

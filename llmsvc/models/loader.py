@@ -71,9 +71,8 @@ def load(
     """Load weights on ``device`` ("auto", "cpu", "cuda", "cuda:1").
 
     ``full_weights``: round none without being asked to. ``context``: tokens that it is to read at most; 0 for as many
-    as it was made for. ``kernels``: where what is compiled for products of 8-bit weights is kept; None: nothing is
-    compiled. Raises BadRequest for a folder or an argument that can never
-    work, Unavailable when loading failed.
+    as it was made for. ``kernels``: where what is compiled for products of 8-bit weights is kept; None: nothing is.
+    Raises BadRequest for a folder or an argument that can never work, Unavailable when loading failed.
     """
     check_folder(folder)
     contents = read(folder)

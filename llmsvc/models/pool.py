@@ -61,7 +61,7 @@ class ModelPool:
         budget: Budget | None = None,
         habits: Callable[[str], dict[str, Any]] = lambda _: {},
     ) -> None:
-        """``compiled``: where compiled steps of models are kept; None to compile none.
+        """``compiled``: where compiled steps of models are kept, and a kernel for their products; None to compile none.
 
         ``habits``: for a model's id, ``context`` (tokens that it reads at most) and ``keep_alive`` (minutes without use
         after which it goes, below 0 for never); 0 or nothing for what holds for all.

@@ -1,4 +1,4 @@
-"""8-bit weights on a CPU: exact where it matters, and left out where the processor cannot."""
+"""8-bit weights on a CPU: exact where it matters, in a way that the processor is fast in."""
 
 import functools
 from pathlib import Path
@@ -33,6 +33,7 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(width, channels)
     linear.weight.data = torch.randn(channels, width, generator=generator)
+    linear.bias.data = torch.randn(channels, generator=generator)
     layer = Int8Linear(linear, Ways(way, way))
     x = scale * torch.randn(rows, width, generator=generator)
     x[0] = 0
@@ -43,7 +44,8 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(
     assert bool(((out - exact).abs() <= size / 32512 + 1e-5 * exact.abs() + 1e-6).all())
     for row in (0, rows - 1):
         alone = layer(x[row : row + 1])[0]
-        assert torch.equal(alone, out[row]) or (way == "widened" and torch.allclose(alone, out[row], rtol=1e-4))
+        near = 1e-5 * float(size[row].max()) if way == "widened" else 0
+        assert float((alone - out[row]).abs().max()) <= near
 
 
 @functools.cache
@@ -57,7 +59,7 @@ def test_a_compiler_gives_a_kernel_that_the_disk_remembers(tmp_path: Path, monke
         pytest.skip("needs a C++ compiler")
     monkeypatch.setattr(products, "_kernel", None)
     chosen = products.choose(tmp_path)
-    assert "widened" not in (chosen.few, chosen.many)
+    assert "widened" not in (chosen.decode, chosen.other)
     assert {file.suffix for file in tmp_path.iterdir()} == {".so", ".json"}
     monkeypatch.setattr(products, "_kernel", None)
     monkeypatch.setenv("CXX", "false")
@@ -70,7 +72,7 @@ def test_a_damaged_kernel_is_built_again(tmp_path: Path, monkeypatch: pytest.Mon
         pytest.skip("needs a C++ compiler")
     monkeypatch.setattr(products, "_kernel", None)
     (tmp_path / f"{products._name()}.so").write_bytes(b"nothing of the kind")
-    assert "widened" not in products.choose(tmp_path).few
+    assert "widened" not in products.choose(tmp_path).decode
     assert products._is_right("kernel")
 
 
@@ -102,9 +104,27 @@ def test_rounding_is_within_half_a_step(seed: int, at_once: int) -> None:
     assert bool(((values * scales[:, None] - weight).abs() <= scales[:, None] / 2 + 1e-6).all())
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_load_that_changes_the_default_type_changes_no_product(way: str, tmp_path: Path) -> None:
+    """As transformers does in all threads while it loads a model in 16 bits."""
+    if way not in right_ways():
+        pytest.skip("this machine cannot")
+    layer, x = Int8Linear(nn.Linear(96, 61), Ways(way, way)), torch.randn(9, 96)
+    before = layer(x)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(layer(x), before)
+        assert products._is_right(way)
+        assert products._measured([way]) == Ways(way, way)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_answers_do_not_hang_on_what_was_cached(name: str, tokenizer: Any) -> None:
     """Cold, from the cache, in small chunks and in company: the same words."""
+    if "widened" in products.choose(kernels()).__dict__.values():
+        pytest.skip("this machine has no exact products")
     model = tiny(name)
     quantize_linears(model, kernels())
     prompts = {str(n): [(n * 31 + k * 7) % 290 + 5 for k in range(10 + 25 * n)] for n in range(3)}
