@@ -80,8 +80,12 @@ def parse(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = o
     add("--data-dir", "where chats and models are kept (./data)", type=Path)
     add("--model", "model that answers unless a chat chooses another: a Hugging Face id or a folder", type=_model)
     add("--device", "auto, cpu, cuda or cuda:N", type=_device)
-    add("--no-compile", "compile nothing for this CPU: neither products nor, in the background, models", action="store_true")
-    add("--full-weights", "on a CPU, do not round the weights of small models to 8 bits", action="store_true")
+    add(
+        "--no-compile",
+        "compile nothing for this CPU, neither products nor models",
+        action="store_true",
+    )
+    add("--full-weights", "on a CPU, do not round weights to 8 bits", action="store_true")
     add("--memory", "what loaded models may take together, such as 8gb (0: most of what is free)", type=_bytes)
     add("--parked-memory", "what models that had to go may keep of it (0: a part of what is free)", type=_bytes)
     add("--idle-minutes", "unload models that nobody used for so long (0: never)", type=_count)

@@ -11,7 +11,8 @@ from llmsvc.models.headers import Contents, TensorInfo
 QUANTIZATIONS = ("none", "int8", "nf4")
 SMALL_BYTES = 2**31
 """Models up to here are computed in 32 bits on a CPU, with 8-bit weights. In bf16 a token hangs on the shape of the
-batch and on what was cached, since sums round differently, and it is small models that are often undecided."""
+batch and on what was cached, since sums round differently, and it is small models that are often undecided. Larger ones
+are too where it saves memory: half the bytes are read for each token, and many processors know no bf16."""
 CHAT_TOKENS = 4096
 """What a chat is reckoned to take in the KV cache when nobody says how long it will be."""
 
@@ -72,9 +73,14 @@ def plan(contents: Contents, device: str, quantization: str, full_weights: bool)
     if quantization not in QUANTIZATIONS:
         raise BadRequest(f'Unknown quantization "{quantization}". Use one of: {", ".join(QUANTIZATIONS)}.')
     stored = sum(tensor.bytes or 2 * tensor.count for tensor in contents.tensors)  # GGUF is unpacked to 16 bits
-    precise = device == "cpu" and quantization == "none" and stored <= SMALL_BYTES
-    rounded = precise and not full_weights
-    return Weights(precise, rounded, quantization, _stored(contents) if rounded else "")
+    kind = _stored(contents)
+    if device != "cpu" or quantization != "none" or (stored > SMALL_BYTES and (full_weights or not kind)):
+        return Weights(False, False, quantization)
+    if full_weights:
+        return Weights(True, False)
+    rounded = Weights(True, True, stored=kind)
+    saves = stored <= SMALL_BYTES or _weights(contents, rounded)[0] < stored
+    return rounded if saves else Weights(False, False)
 
 
 def _stored(contents: Contents) -> str:

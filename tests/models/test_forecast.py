@@ -17,8 +17,8 @@ from llmsvc.engine.runner import Runner
 from llmsvc.errors import BadRequest, LlmsvcError
 from llmsvc.models.catalogue import SMOLLM2, Catalogue
 from llmsvc.models.download import fetch_gguf
-from llmsvc.models.forecast import forecast, plan
-from llmsvc.models.headers import read
+from llmsvc.models.forecast import Weights, forecast, plan
+from llmsvc.models.headers import Contents, TensorInfo, read
 from llmsvc.models.loader import load
 from llmsvc.models.pool import ModelPool
 
@@ -62,6 +62,38 @@ def test_the_forecast_is_what_loading_takes(architecture: str, tmp_path: Path, t
         assert expected.window == loaded.window
     assert statistics.median(errors) <= 0.03
     assert max(errors) <= 0.07
+
+
+def of_size(hidden: int, layers: int, vocabulary: int, *, experts: int = 0, stored: str = "BF16") -> Contents:
+    """The headers of a model with weights in one type, but for the first layer's."""
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
+    for layer in range(layers):
+        shapes |= {
+            f"model.layers.{layer}.{name}.weight": shape
+            for name, shape in (
+                ("self_attn.k_proj", (hidden // 4, hidden)),
+                ("self_attn.v_proj", (hidden // 4, hidden)),
+            )
+        }
+        inside = [f"mlp.experts.{n}.up_proj" for n in range(experts)] or ["mlp.up_proj", "mlp.down_proj"]
+        shapes |= {f"model.layers.{layer}.{name}.weight": (3 * hidden, hidden) for name in inside}
+    kinds = {name: stored if ".0." in name else "BF16" for name in shapes}
+    tensors = [TensorInfo(name, shape, 2 * shape[0] * shape[1], kinds[name]) for name, shape in shapes.items()]
+    return Contents({"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": 8}, tuple(tensors))
+
+
+def test_large_models_are_rounded_on_a_cpu_where_that_saves_memory() -> None:
+    large, wide, mixed = Weights(True, True, stored="BF16"), Weights(True, False), Weights(False, False)
+    assert plan(of_size(4096, 32, 128_000), "cpu", "none", False) == large
+    held = [forecast(of_size(4096, 32, 128_000), weights).weights_bytes for weights in (large, mixed)]
+    assert held[0] < 0.75 * held[1]
+    assert plan(of_size(4096, 32, 128_000), "cpu", "none", True) == mixed
+    assert plan(of_size(4096, 32, 128_000), "cuda:0", "none", False) == mixed
+    assert plan(of_size(1024, 2, 2_000_000), "cpu", "none", False) == mixed  # nearly all of it is embeddings
+    assert plan(of_size(2048, 24, 50_000, experts=32), "cpu", "none", False) == mixed  # nor are experts rounded
+    assert plan(of_size(4096, 32, 128_000, stored="F32"), "cpu", "none", False) == mixed  # it would be widened whole
+    assert plan(of_size(64, 2, 500, experts=4), "cpu", "none", False) == large
+    assert plan(of_size(64, 2, 500), "cpu", "none", True) == wide
 
 
 def test_bf16_on_a_gpu_is_half_of_fp32_and_a_longer_context_takes_more(tmp_path: Path) -> None:
