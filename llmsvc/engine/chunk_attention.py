@@ -2,9 +2,11 @@
 
 What lies before the piece is read without a mask, by all query heads that share its keys at once, and the piece itself
 causally, in two halves; all are put together by their log-sums, as FlashAttention does with blocks (Dao et al. 2022,
-2205.14135). With a mask, and keys repeated for each head, it took 1.4 times as long.
+2205.14135). With a mask, and keys repeated for each head, it took 1.4 times as long. What a single token sees, a kernel
+of ours reads, where there is one.
 """
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from llmsvc.engine.kernels import kernels
 
 NAME = "chunks"
 HALF = 64
@@ -48,13 +52,51 @@ def attention(
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers' ``AttentionInterface``."""
     start = getattr(attention_mask, "start", None)
-    if start is None or key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in OTHERS):
+    odd = key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in OTHERS)
+    if not odd and query.shape[2] == 1 and _by_kernel(query, key, value, attention_mask):
+        return attend_one(query, key, value, attention_mask, options.get("scaling")), None
+    if start is None or odd:
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return plain
     new = query.shape[2]
     own = [part[:, :, start : start + new] for part in (key, value)]
     before = [part[:, :, :start] for part in (key, value)] if start else None
     return attend_parts(query, own, before, options.get("scaling"), halve=new >= 2 * HALF), None
+
+
+def fits_kernel(size: int) -> bool:
+    """Whether single tokens of a model on a CPU, with this head size, can be read by the kernel."""
+    return kernels() is not None and size % 16 == 0
+
+
+def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> bool:
+    size = query.shape[3]
+    return (
+        fits_kernel(size)
+        and query.device.type == "cpu"
+        and query.dtype == key.dtype == value.dtype == torch.float32
+        and mask is not None
+        and mask.dtype == torch.bool
+        and key.stride() == value.stride()
+        and key.stride()[2:] == (size, 1)
+    )
+
+
+def attend_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float | None
+) -> torch.Tensor:
+    """What one token in each row sees where ``mask``, (rows, 1, 1, length), is true: (rows, 1, heads, size)."""
+    ours, query, mask = kernels(), query.contiguous(), mask.contiguous()
+    assert ours is not None
+    rows, heads, _, size = query.shape
+    out = query.new_empty(rows, 1, heads, size)
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, key, value, mask, out))
+    by_row = mask.stride(0) if mask.shape[0] == rows else 0
+    sizes = (rows, heads, key.shape[1], size, key.shape[2], key.stride(0), key.stride(1), by_row)
+    ours.llmsvc_attend(
+        *pointers, ctypes.c_float(size**-0.5 if scale is None else scale), *(ctypes.c_int64(number) for number in sizes)
+    )
+    return out
 
 
 def attend_parts(

@@ -3,7 +3,7 @@
 ``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads LEAST to CHUNK tokens in
 one, ``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
 ``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT WAYS`` makes one, in a process of its own: it takes minutes of
-a core. WAYS are two words, how weights are multiplied (``products.Ways``).
+a core. WAYS are the three words of ``ways_of``.
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
 
 torch.export and AOTInductor: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html. The library is
@@ -21,7 +21,6 @@ import threading
 import time
 import zipfile
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,11 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
 
-from llmsvc.engine.chunk_attention import NAME, OTHERS, attend_parts
+from llmsvc.engine.chunk_attention import NAME, OTHERS, attend_parts, fits_kernel
 from llmsvc.engine.int8 import Int8Linear, replace_linears
+from llmsvc.engine.kernels import compiler, processor
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
-from llmsvc.engine.products import Ways, compiler, halves, processor
+from llmsvc.engine.products import Ways, halves
 
 CHUNK = 512
 """Tokens in a step of the kinds "chunk" and "fill" at most."""
@@ -183,7 +183,7 @@ class KernelLinear(SummedLinear):
         return out.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
 
 
-_KERNEL_CALL = """
+_LINEAR = """
 void llmsvc_int8_linear(const float*, const int8_t*, const float*, float*, int64_t, int64_t, int64_t);
 AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x, AtenTensorHandle values, AtenTensorHandle scales,
                                           AtenTensorHandle* out) {
@@ -200,19 +200,49 @@ AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x, AtenTensorHandle v
     return AOTI_TORCH_SUCCESS;
 }
 """
-"""How a compiled step calls it: put before the compiler's own code, which knows the types."""
+"""How a compiled step calls the kernel: put before the compiler's own code, which knows the types."""
+_ATTEND = """
+void llmsvc_attend(const float*, const float*, const float*, const bool*, float*, float, int64_t, int64_t, int64_t,
+                   int64_t, int64_t, int64_t, int64_t, int64_t);
+AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle keys, AtenTensorHandle values,
+                                     AtenTensorHandle seen, double scale, AtenTensorHandle* out) {
+    void *asked, *there, *what, *where, *to;
+    int64_t *asking, *held, *by, *also;
+    aoti_torch_get_sizes(query, &asking), aoti_torch_get_sizes(keys, &held);
+    aoti_torch_get_strides(keys, &by), aoti_torch_get_strides(values, &also);
+    const int64_t rows = asking[0], heads = asking[1], size = asking[3];
+    if (by[2] != size || by[3] != 1 || by[0] != also[0] || by[1] != also[1] || also[2] != size || also[3] != 1)
+        return AOTI_TORCH_FAILURE;
+    const int64_t sizes[] = {rows, 1, heads, size}, strides[] = {heads * size, heads * size, size, 1};
+    if (aoti_torch_empty_strided(4, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, out))
+        return AOTI_TORCH_FAILURE;
+    aoti_torch_get_data_ptr(query, &asked), aoti_torch_get_data_ptr(keys, &there);
+    aoti_torch_get_data_ptr(values, &what), aoti_torch_get_data_ptr(seen, &where), aoti_torch_get_data_ptr(*out, &to);
+    llmsvc_attend(static_cast<float*>(asked), static_cast<float*>(there), static_cast<float*>(what),
+                  static_cast<bool*>(where), static_cast<float*>(to), scale, rows, heads, held[1], size, held[2], by[0],
+                  by[1], held[2]);
+    return AOTI_TORCH_SUCCESS;
+}
+"""
 
 
-def _know_kernel() -> dict[Any, list[str]]:
-    """Tell torch of the kernel as an operator of which steps can be made; returns how they are to call it."""
+def _know_kernels() -> dict[Any, list[str]]:
+    """Tell torch of the kernels as operators of which steps can be made; returns how they are to call them."""
+    exact = (torch.Tag.needs_exact_strides,)  # views of the cache stay views
     torch.library.define("llmsvc::int8_linear", "(Tensor x, Tensor values, Tensor scales) -> Tensor")
     torch.library.register_fake("llmsvc::int8_linear", lambda x, values, _: x.new_empty(x.shape[0], values.shape[0]))
-    return {torch.ops.llmsvc.int8_linear.default: [_KERNEL_CALL]}
+    schema = "(Tensor query, Tensor keys, Tensor values, Tensor seen, float scale) -> Tensor"
+    torch.library.define("llmsvc::attend", schema, tags=exact)
+    torch.library.register_fake(
+        "llmsvc::attend", lambda query, *_: query.new_empty(query.shape[0], 1, query.shape[1], query.shape[3])
+    )
+    ours = torch.ops.llmsvc
+    return {ours.int8_linear.default: [_LINEAR], ours.attend.default: [_ATTEND]}
 
 
-def layer_for(ways: Ways, kind: str) -> type[SummedLinear]:
+def _layer_for(kind: str, decode: str, other: str) -> type[SummedLinear]:
     """What stands for an Int8Linear in a step of this kind."""
-    if (ways.decode if kind in ("one", "rows") else ways.other) == "kernel":
+    if (decode if kind in ("one", "rows") else other) == "kernel":
         return KernelLinear
     return SummedLinear if kind == "one" else MatrixLinear
 
@@ -280,30 +310,38 @@ def why_not(model: Any) -> str:
         return "its attention is of several kinds"
     if sliding_window(config):
         return "its attention has a sliding window"
-    if "widened" in asdict(ways_of(model)).values():
+    if "widened" in ways_of(model):
         return "its weights are widened before they are multiplied"
     return "" if compiler() else "there is no C++ compiler here"
 
 
-def ways_of(model: Any) -> Ways:
-    """In which ways its weights are multiplied."""
-    found: Ways = next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
-    return found
+def ways_of(model: Any) -> tuple[str, str, str]:
+    """How a model's steps are to multiply its weights, in decoding and else, and how they are to attend."""
+    ways: Ways = next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
+    _, _, size = kv_shape(model.config.get_text_config())
+    return ways.decode, ways.other, "kernel" if fits_kernel(size) else "plain"
 
 
 def library_name(model: Any, kind: str) -> str:
     """A file name that changes with all that a step depends on."""
     sources = [
         Path(__file__).with_name(name).read_text()
-        for name in ("chunk_attention.py", "compiled.py", "int8.cpp", "int8.py", "kv_cache.py", "products.py")
+        for name in ("chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py", "products.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
-    parts = (model.config.to_json_string(), *versions, processor(), layer_for(ways_of(model), kind).__name__, *sources)
+    parts = (model.config.to_json_string(), *versions, processor(), *ways_of(model), *sources)
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-{kind}.so"
 
 
 def _attention(
-    silent: int, module: Any, query: torch.Tensor, key: Any, value: torch.Tensor, attention_mask: Any, **options: Any
+    silent: int,
+    ours: bool,
+    module: Any,
+    query: torch.Tensor,
+    key: Any,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over keys that several heads share and that are not repeated for them.
 
@@ -316,6 +354,9 @@ def _attention(
     if any(options.get(name) is not None for name in OTHERS):
         raise NotImplementedError("attention with more than keys and values")
     scale = size**-0.5 if options.get("scaling") is None else options["scaling"]
+    if new == 1 and ours:
+        seen = attention_mask.contiguous()
+        return torch.ops.llmsvc.attend(query.contiguous(), key, value, seen, scale), None
     if new == 1:
         grouped = query.view(rows, shared, group, size) * scale
         if rows == 1:
@@ -327,16 +368,18 @@ def _attention(
     return attend_parts(query, [key, value], list(key.before), scale, attention_mask.all()), None
 
 
-def build(config_dir: Path, kind: str, out: Path, ways: Ways) -> None:
+def build(config_dir: Path, kind: str, out: Path, decode: str, other: str, attention: str) -> None:
     """Compile a step of the model whose config.json is in ``config_dir``; ``out`` is complete or not there."""
     torch.set_grad_enabled(False)
     config = AutoConfig.from_pretrained(config_dir, local_files_only=True)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    replace_linears(model, layer_for(ways, kind))
-    calls = _know_kernel()
+    replace_linears(model, _layer_for(kind, decode, other))
+    calls = _know_kernels()
     layers, heads, size = kv_shape(config.get_text_config())
-    AttentionInterface.register("llmsvc", partial(_attention, layers - 1 if kind == "fill" else layers))
+    AttentionInterface.register(
+        "llmsvc", partial(_attention, layers - 1 if kind == "fill" else layers, attention == "kernel")
+    )
     model.config._attn_implementation = "llmsvc"
 
     def dim(name: str, most: int = _LONGEST, least: int = 2) -> Any:
@@ -410,4 +453,4 @@ def _give_way() -> None:
 if __name__ == "__main__":
     _give_way()
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    build(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Ways(*sys.argv[4:]))
+    build(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), *sys.argv[4:])

@@ -1,22 +1,16 @@
 """How rows are multiplied with 8-bit weights on a CPU: three ways, of which each processor is given its fastest.
 
-``kernel``: ours, int8.cpp, compiled for the processor at hand. It keeps the 32 bits of the rows and widens weights in
-registers. ``integers``: the processor's own 8-bit products, where it has fast ones (VNNI, AMX; without, torch computes
-them one by one). Each row is scaled to 16-bit integers, which are split into two 8-bit halves; both are multiplied in
-one product, whose sums are exact. Of these two a row's result does not hang on what else is in the batch, nor on how a
-prompt was cut into chunks. ``widened``, where there is no kernel: weights are widened before an ordinary product.
+``kernel``: ours, cpp/int8.cpp. It keeps the 32 bits of the rows and widens weights in registers. ``integers``: the
+processor's own 8-bit products, where it has fast ones (VNNI, AMX; without, torch computes them one by one). Each row is
+scaled to 16-bit integers, which are split into two 8-bit halves; both are multiplied in one product, whose sums are
+exact. Of these two a row's result does not hang on what else is in the batch, nor on how a prompt was cut into chunks.
+``widened``, where there is no kernel: weights are widened before an ordinary product.
 """
 
 import ctypes
 import hashlib
 import json
 import logging
-import os
-import platform
-import shutil
-import signal
-import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -27,22 +21,17 @@ from pathlib import Path
 import torch
 
 from llmsvc.engine.compute import compute_if_idle
+from llmsvc.engine.kernels import kernels, load_kernels
 
 log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("int8.cpp")
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _WIDENED_AT_ONCE = 2**20
 """Weights; more would be memory that the system clears anew each time."""
 _HANDICAPS = {"kernel": 1.0, "integers": 1.25, "widened": 2.0}
 """How many times as long a way is taken to be: the first keeps most bits, the last hangs on what is computed beside."""
 _HOPELESS = 8
 """A way that takes so many times as long for few rows is not tried with many."""
-_PATIENCE_SECONDS = 60
 
-_kernel: ctypes.CDLL | None = None
-_cannot: set[Path] = set()
-"""Kernels that cannot be had in this process."""
 _lock = threading.Lock()
 
 
@@ -59,11 +48,11 @@ def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _by_kernel(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    assert _kernel is not None
-    x, (channels, width) = x.contiguous(), values.shape
+    ours, x, (channels, width) = kernels(), x.contiguous(), values.shape
+    assert ours is not None
     out = x.new_empty(x.shape[0], channels)  # not of the default type, which another thread's load may have changed
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, values, scales, out))
-    _kernel.llmsvc_int8_linear(*pointers, *(ctypes.c_int64(size) for size in (x.shape[0], width, channels)))
+    ours.llmsvc_int8_linear(*pointers, *(ctypes.c_int64(size) for size in (x.shape[0], width, channels)))
     return out
 
 
@@ -105,85 +94,20 @@ def choose(folder: Path | None) -> Ways:
     ``folder`` keeps the kernel and what was chosen; None: no kernel is made.
     """
     with _lock:
-        library = folder and folder / f"{_name()}.so"
-        if library is None or not _has_kernel(library):
+        library = folder and load_kernels(folder)
+        if library is None:
             return compute_if_idle(_measured, ["integers", "widened"])
-        memory = library.with_suffix(".json")
-        with suppress(OSError):
-            for file in (library, memory):
-                os.utime(file)  # what is old is deleted
+        parts = (library.name, torch.get_num_threads(), Path(__file__).read_text())
+        memory = library.with_name(f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-ways.json")
         with suppress(OSError, ValueError, TypeError):
             chosen = Ways(**json.loads(memory.read_text()))
             if all(_is_right(way) for way in {chosen.decode, chosen.other}):
+                memory.touch()  # what is old is deleted
                 return chosen
         chosen = compute_if_idle(_measured, ["kernel", "integers"])
         with suppress(OSError):
             memory.write_text(json.dumps(asdict(chosen)))
         return chosen
-
-
-def compiler() -> str | None:
-    """The C++ compiler, if there is one."""
-    names = (os.environ.get("CXX", "g++"), "c++", "clang++")
-    return next((name for name in names if shutil.which(name)), None)
-
-
-def processor() -> str:
-    """What the processor can do."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-    return platform.machine()
-
-
-def _name() -> str:
-    sources = [file.read_text() for file in (_SOURCE, Path(__file__))]
-    parts = (torch.__version__, torch.get_num_threads(), processor(), *sources)
-    return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-product"
-
-
-def _has_kernel(library: Path) -> bool:
-    """Load the kernel, built if need be: that takes a second or two."""
-    global _kernel
-    while _kernel is None and library not in _cannot:
-        found = library.exists()
-        try:
-            if not found:
-                _build(library)
-            # For all: compiled steps call it too.
-            _kernel = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-        except (OSError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip().splitlines()
-            log.info("8-bit weights are multiplied without a kernel: %s", said[-1] if said else error)
-            if found:  # damaged: built again
-                with suppress(OSError):
-                    library.unlink()
-            if not found or library.exists():
-                _cannot.add(library)
-    return _kernel is not None
-
-
-def _build(library: Path) -> None:
-    library.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(".half", dir=library.parent)
-    os.close(handle)
-    half = Path(name)
-    command = [compiler() or "c++", *_FLAGS, str(_SOURCE), "-o", name]
-    try:
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
-        try:
-            _, said = child.communicate(timeout=_PATIENCE_SECONDS)
-        finally:
-            if child.returncode is None:  # with the compiler's own children
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        if child.returncode:
-            raise subprocess.CalledProcessError(child.returncode, command, stderr=said)
-        with half.open("rb") as file:
-            os.fsync(file.fileno())  # half a library would not be refused, but end the process
-        half.rename(library)
-    finally:
-        half.unlink(missing_ok=True)
 
 
 def _sample(rows: int, width: int, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -160,8 +159,7 @@ class Warmup(_Background):
         """Raises _Refused when it cannot be compiled."""
         with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as output:
             self._model.config.save_pretrained(work)
-            ways = asdict(ways_of(self._model)).values()
-            command = [sys.executable, "-m", "llmsvc.engine.compiled", work, kind, str(library), *ways]
+            command = [sys.executable, "-m", "llmsvc.engine.compiled", work, kind, str(library), *ways_of(self._model)]
             env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor"}
             started = time.monotonic()
             child = subprocess.Popen(

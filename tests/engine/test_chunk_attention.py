@@ -1,12 +1,19 @@
-"""Pieces of prompts, whose attention is put together of two parts on a CPU."""
+"""Attention on a CPU: pieces of prompts, whose attention is put together of two parts, and single tokens."""
 
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIGS, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import CONFIGS, Collected, kept_kernels, tiny
+from transformers import AutoModelForCausalLM
 
-from llmsvc.engine import chunk_attention, runner
+from llmsvc.engine import Engine, chunk_attention, runner
+from llmsvc.engine.chunk_attention import _by_kernel, attend_one
+from llmsvc.engine.kernels import load_kernels
 from llmsvc.engine.runner import Runner
 
 TOKENS = [(7 * n) % 290 + 3 for n in range(300)]
@@ -36,3 +43,56 @@ def test_a_piece_says_what_it_says_with_a_mask(name: str, dtype: torch.dtype, mo
             assert masked < 5 * layers  # all but the piece of one token; some layers of some models look back less far
     error = (found[0] - found[1]).abs().max() / found[1].abs().max()
     assert error < (1e-5 if dtype == torch.float32 else 3e-2)
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.data())
+def test_a_token_sees_what_its_mask_allows_and_hangs_on_its_own_row(data: st.DataObject) -> None:
+    """By the kernel, as torch computes it in 64 bits; whatever other rows see, and whatever lies behind."""
+    if not load_kernels(kept_kernels()):
+        pytest.skip("needs a C++ compiler")
+    rows, shared, group, size = (data.draw(st.sampled_from(x)) for x in ((1, 2, 5), (1, 3), (1, 2, 3, 7), (16, 64, 80)))
+    length = data.draw(st.integers(1, 400))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    query = data.draw(st.sampled_from([0.1, 3.0])) * torch.randn(rows, shared * group, 1, size, generator=generator)
+    cache = [torch.randn(rows, shared, length + 9, size, generator=generator) for _ in range(2)]
+    for part in cache:
+        part[:, :, length:] = float("nan")
+    key, value = (part[:, :, :length] for part in cache)
+    mask = torch.rand(rows, 1, 1, length, generator=generator) < data.draw(st.sampled_from([0.02, 0.5, 1.0]))
+    mask[..., data.draw(st.integers(0, length - 1))] = True
+    assert _by_kernel(query, key, value, mask)
+    found = attend_one(query, key, value, mask, None)
+    wide = [part.double().repeat_interleave(group, 1) for part in (key, value)]
+    expected = torch.nn.functional.scaled_dot_product_attention(query.double(), *wide, attn_mask=mask)
+    assert torch.allclose(found, expected.transpose(1, 2).float(), atol=2e-5)
+    last = [part[-1:] for part in (query, key, value, mask)]
+    assert torch.equal(attend_one(*last, None)[0], found[-1])
+
+
+def test_with_the_kernel_a_model_says_what_it_says_without(
+    model_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not load_kernels(kept_kernels()):
+        pytest.skip("needs a C++ compiler")
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    read: list[int] = []
+    right = chunk_attention.attend_one
+    monkeypatch.setattr(chunk_attention, "attend_one", lambda *given: read.append(0) or right(*given))
+    told, calls = [], []
+    for ours in (True, False):
+        if not ours:
+            monkeypatch.setattr(chunk_attention, "fits_kernel", lambda _: False)
+        engine = Engine(model, tokenizer, window=512, slots=3)
+        collected = Collected(engine)
+        try:
+            for number in range(3):
+                text = tokenizer("The capital of Italy is Rome, and that of France is " * (1 + 3 * number))["input_ids"]
+                collected.submit(str(number), text)
+            told.append({key: text for key, (text, _) in collected.all(3).items()})
+        finally:
+            engine.close()
+        calls.append(len(read))
+    assert told[0] == told[1]
+    assert calls[0] > 0
+    assert calls[1] == calls[0]

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Collected, kernels, tiny
+from tiny import Collected, kept_kernels, tiny
 
 from llmsvc.engine import Engine
 from llmsvc.engine.compiled import CompiledStep, library_name
 from llmsvc.engine.int8 import quantize_linears
-from llmsvc.engine.products import compiler
+from llmsvc.engine.kernels import compiler
 from llmsvc.engine.warmup import Warmup
 
 PROMPTS = {f"p{n}": [(n * 31 + k * 7) % 290 + 5 for k in range(3 + 69 * n)] for n in range(3)}
@@ -27,7 +27,7 @@ def rounded(name: str = "llama", seed: int = 0) -> Any:
     if seed:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
-    quantize_linears(model, kernels())
+    quantize_linears(model, kept_kernels())
     return model
 
 

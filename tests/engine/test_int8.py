@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CONFIGS, Collected, kernels, tiny
+from tiny import CONFIGS, Collected, kept_kernels, tiny
 from torch import nn
 
-from llmsvc.engine import Engine, int8, products
+from llmsvc.engine import Engine, int8, kernels, products
 from llmsvc.engine.int8 import Int8Linear, quantize, quantize_linears
 from llmsvc.engine.products import WAYS, Ways
 
@@ -50,28 +50,28 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(
 
 @functools.cache
 def right_ways() -> list[str]:
-    products.choose(kernels())  # builds the kernel
+    products.choose(kept_kernels())  # builds the kernel
     return [way for way in WAYS if products._is_right(way)]
 
 
 def test_a_compiler_gives_a_kernel_that_the_disk_remembers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not products.compiler():
+    if not kernels.compiler():
         pytest.skip("needs a C++ compiler")
-    monkeypatch.setattr(products, "_kernel", None)
+    monkeypatch.setattr(kernels, "_library", None)
     chosen = products.choose(tmp_path)
     assert "widened" not in (chosen.decode, chosen.other)
     assert {file.suffix for file in tmp_path.iterdir()} == {".so", ".json"}
-    monkeypatch.setattr(products, "_kernel", None)
+    monkeypatch.setattr(kernels, "_library", None)
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setattr(products, "_measured", lambda *_: pytest.fail("what was chosen is measured again"))
     assert products.choose(tmp_path) == chosen
 
 
 def test_a_damaged_kernel_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not products.compiler():
+    if not kernels.compiler():
         pytest.skip("needs a C++ compiler")
-    monkeypatch.setattr(products, "_kernel", None)
-    (tmp_path / f"{products._name()}.so").write_bytes(b"nothing of the kind")
+    monkeypatch.setattr(kernels, "_library", None)
+    (tmp_path / f"{kernels._name()}.so").write_bytes(b"nothing of the kind")
     assert "widened" not in products.choose(tmp_path).decode
     assert products._is_right("kernel")
 
@@ -79,11 +79,11 @@ def test_a_damaged_kernel_is_built_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_without_a_compiler_weights_are_multiplied_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: Any
 ) -> None:
-    monkeypatch.setattr(products, "_kernel", None)
+    monkeypatch.setattr(kernels, "_library", None)
     monkeypatch.setenv("CXX", "false")
     model = tiny("llama")
     quantize_linears(model, tmp_path)
-    assert products._kernel is None
+    assert kernels.kernels() is None
     engine = Engine(model, tokenizer, window=512)
     collected = Collected(engine)
     try:
@@ -123,10 +123,10 @@ def test_a_load_that_changes_the_default_type_changes_no_product(way: str, tmp_p
 @pytest.mark.parametrize("name", CONFIGS)
 def test_answers_do_not_hang_on_what_was_cached(name: str, tokenizer: Any) -> None:
     """Cold, from the cache, in small chunks and in company: the same words."""
-    if "widened" in products.choose(kernels()).__dict__.values():
+    if "widened" in products.choose(kept_kernels()).__dict__.values():
         pytest.skip("this machine has no exact products")
     model = tiny(name)
-    quantize_linears(model, kernels())
+    quantize_linears(model, kept_kernels())
     prompts = {str(n): [(n * 31 + k * 7) % 290 + 5 for k in range(10 + 25 * n)] for n in range(3)}
     texts = []
     for chunk in (16, 256):

@@ -57,7 +57,7 @@ CONFIGS = {
 
 
 @functools.cache
-def kernels() -> Path:
+def kept_kernels() -> Path:
     """Where kernels are kept as long as the tests run."""
     folder = tempfile.mkdtemp(prefix="kernels")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
