@@ -8,8 +8,9 @@ import torch
 
 from llmsvc.engine.request import SamplingParams
 
-_NUCLEUS = 512
-"""Of the likeliest tokens: a nucleus is nearly always smaller, and sorting a whole vocabulary costs 15 ms on a CPU."""
+_NUCLEUS, _WIDER = 512, 8192
+"""Of the likeliest tokens: a nucleus is nearly always smaller than the first, and hardly ever wider than the second.
+On a CPU these are found in 0.4 and 1 ms among 49,152; sorting all of them takes 5."""
 _MORE = -2
 
 
@@ -61,9 +62,12 @@ class Draw:
         if self._known is not None:
             self._known.synchronize()
         chosen: list[int] = self._copied.tolist()
-        if wide := [number for number, row in enumerate(self._bounded) if chosen[row] == _MORE]:
+        for most in (min(_WIDER, self._whole), self._whole):
+            wide = [number for number, row in enumerate(self._bounded) if chosen[row] == _MORE]
+            if not wide:
+                break
             rows = [self._bounded[number] for number in wide]
-            drawn = self._draw(_bounded, _rows(self._kept, wide), rows, self._whole)
+            drawn = self._draw(_bounded, _rows(self._kept, wide), rows, most)
             self.anew.update(rows)
             for row, token in zip(rows, drawn.tolist(), strict=True):
                 chosen[row] = token

@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import CONFIGS, Collected, tiny
 
-from llmsvc.engine import Engine, FinishReason, GenerationRequest, SamplingParams
+from llmsvc.engine import Engine, FinishReason, GenerationRequest, SamplingParams, sampling
 from llmsvc.engine.detokenize import Detokenizer
 from llmsvc.engine.sampling import penalized, sample
 from llmsvc.engine.scheduler import Scheduler, Sequence
@@ -445,6 +445,17 @@ def test_a_choice_hangs_on_nothing_but_its_row() -> None:
         alone = [sample(logits[n : n + 1], params[n : n + 1], [random.Random(seed + n)])[0] for n in range(6)]
         assert sample(logits, params, [random.Random(seed + n) for n in range(6)]) == alone
         assert [n for n, token in enumerate(alone) if token < 0] == [4]
+
+
+def test_a_choice_hangs_on_no_guess_of_how_wide_the_nucleus_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(40, 2000, generator=torch.Generator().manual_seed(5)) * torch.linspace(0.5, 4, 40)[:, None]
+    params = [SamplingParams(temperature=1, top_p=0.95) for _ in range(40)]
+    drawn = []
+    for narrow, wide in ((2000, 2000), (512, 8192), (2, 40)):
+        monkeypatch.setattr(sampling, "_NUCLEUS", narrow)
+        monkeypatch.setattr(sampling, "_WIDER", wide)
+        drawn.append(sample(logits, params, [random.Random(n) for n in range(40)]))
+    assert drawn[0] == drawn[1] == drawn[2]
 
 
 def test_what_is_drawn_is_drawn_as_often_as_it_should_be() -> None:
