@@ -7,6 +7,7 @@ of ours reads, where there is one.
 """
 
 import ctypes
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -66,17 +67,36 @@ def attention(
 
 def fits_kernel(size: int) -> bool:
     """Whether single tokens of a model on a CPU, with this head size, can be read by the kernel."""
-    return kernels() is not None and size % 16 == 0
+    return kernels() is not None and size % 16 == 0 and _is_right()
+
+
+@functools.cache
+@torch.inference_mode()
+def _is_right() -> bool:
+    """Whether the kernel reads what torch reads, on this processor."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float32)
+
+    query, key, value = some(2, 7, 1, 80), some(2, 1, 133, 80), some(2, 1, 133, 80)
+    mask = some(2, 1, 1, 133) > -1
+    keys, values = (part.double().expand(-1, 7, -1, -1) for part in (key, value))
+    expected = torch.nn.functional.scaled_dot_product_attention(query.double(), keys, values, attn_mask=mask)
+    return torch.allclose(attend_one(query, key, value, mask, None), expected.transpose(1, 2).float(), atol=1e-4)
 
 
 def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> bool:
-    size = query.shape[3]
+    rows, _, _, size = query.shape
     return (
         fits_kernel(size)
         and query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype == torch.float32
         and mask is not None
         and mask.dtype == torch.bool
+        and mask.shape == (rows, 1, 1, key.shape[2])
+        and key.shape == value.shape
+        and key.shape[0] == rows
         and key.stride() == value.stride()
         and key.stride()[2:] == (size, 1)
     )
@@ -91,8 +111,7 @@ def attend_one(
     rows, heads, _, size = query.shape
     out = query.new_empty(rows, 1, heads, size)
     pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, key, value, mask, out))
-    by_row = mask.stride(0) if mask.shape[0] == rows else 0
-    sizes = (rows, heads, key.shape[1], size, key.shape[2], key.stride(0), key.stride(1), by_row)
+    sizes = (rows, heads, key.shape[1], size, key.shape[2], key.stride(0), key.stride(1), mask.stride(0))
     ours.llmsvc_attend(
         *pointers, ctypes.c_float(size**-0.5 if scale is None else scale), *(ctypes.c_int64(number) for number in sizes)
     )

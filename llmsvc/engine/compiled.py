@@ -35,7 +35,7 @@ from transformers.initialization import no_init_weights
 
 from llmsvc.engine.chunk_attention import NAME, OTHERS, attend_parts, fits_kernel
 from llmsvc.engine.int8 import Int8Linear, replace_linears
-from llmsvc.engine.kernels import compiler, processor
+from llmsvc.engine.kernels import compiler, kernels_name
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
 from llmsvc.engine.products import Ways, halves
 
@@ -144,8 +144,8 @@ class SummedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         shape = linear.weight.shape
-        self.register_buffer("values", torch.zeros(shape, dtype=torch.int8))
-        self.register_buffer("scales", torch.zeros(shape[0]))
+        self.register_buffer("values", torch.empty(shape, dtype=torch.int8))  # takes no memory until it is written to
+        self.register_buffer("scales", torch.empty(shape[0]))
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -329,7 +329,7 @@ def library_name(model: Any, kind: str) -> str:
         for name in ("chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py", "products.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
-    parts = (model.config.to_json_string(), *versions, processor(), *ways_of(model), *sources)
+    parts = (model.config.to_json_string(), *versions, kernels_name(), *ways_of(model), *sources)
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-{kind}.so"
 
 

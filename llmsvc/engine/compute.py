@@ -50,6 +50,11 @@ def compute(function: Callable[..., Result], *arguments: Any) -> Result:
             _asked -= 1
 
 
+def busy() -> bool:
+    """Whether somebody computes on that thread."""
+    return _asked > 0
+
+
 def compute_if_idle(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call ``function`` on that thread if nobody computes there, else on this one: for work that must not wait."""
-    return function(*arguments) if _asked else compute(function, *arguments)
+    return function(*arguments) if busy() else compute(function, *arguments)

@@ -36,23 +36,24 @@ def kernels() -> ctypes.CDLL | None:
 def load_kernels(folder: Path) -> Path | None:
     """Load the kernels that ``folder`` keeps, built if need be: that takes some seconds. None if they cannot be had."""
     global _library
-    name = folder / f"{_name()}.so"
+    name = folder / f"{kernels_name()}.so"
     with _lock:
         while _library is None and name not in _cannot:
-            found = name.exists()
+            found = False
             try:
+                found = name.exists()
                 if not found:
                     _build(name)
                 # For all: compiled steps call them too.
                 _library = ctypes.CDLL(str(name), mode=ctypes.RTLD_GLOBAL)
             except (OSError, subprocess.SubprocessError) as error:
                 said = (getattr(error, "stderr", b"") or b"").decode(errors="replace").strip().splitlines()
-                log.info("8-bit weights are multiplied without a kernel: %s", said[-1] if said else error)
+                log.info("models are computed without kernels of our own: %s", said[-1] if said else error)
                 if found:  # damaged: built again
                     with suppress(OSError):
                         name.unlink()
-                if not found or name.exists():
-                    _cannot.add(name)
+                        continue
+                _cannot.add(name)
         with suppress(OSError):
             os.utime(name)  # what is old is deleted
         return name if _library is not None else None
@@ -72,7 +73,8 @@ def processor() -> str:
     return platform.machine()
 
 
-def _name() -> str:
+def kernels_name() -> str:
+    """Changes with all that they depend on."""
     parts = (torch.__version__, processor(), *_FLAGS, *(file.read_text() for file in SOURCES))
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-kernels"
 

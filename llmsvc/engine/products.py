@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from llmsvc.engine.compute import compute_if_idle
+from llmsvc.engine.compute import busy, compute_if_idle
 from llmsvc.engine.kernels import kernels, load_kernels
 
 log = logging.getLogger(__name__)
@@ -104,9 +104,11 @@ def choose(folder: Path | None) -> Ways:
             if all(_is_right(way) for way in {chosen.decode, chosen.other}):
                 memory.touch()  # what is old is deleted
                 return chosen
+        alone = not busy()
         chosen = compute_if_idle(_measured, ["kernel", "integers"])
-        with suppress(OSError):
-            memory.write_text(json.dumps(asdict(chosen)))
+        if alone:  # else it is measured again next time
+            with suppress(OSError):
+                memory.write_text(json.dumps(asdict(chosen)))
         return chosen
 
 

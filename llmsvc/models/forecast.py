@@ -79,8 +79,9 @@ def plan(contents: Contents, device: str, quantization: str, full_weights: bool)
     if full_weights:
         return Weights(True, False)
     rounded = Weights(True, True, stored=kind)
-    saves = stored <= SMALL_BYTES or _weights(contents, rounded)[0] < stored
-    return rounded if saves else Weights(False, False)
+    half = Weights(False, False)
+    saves = stored <= SMALL_BYTES or forecast(contents, rounded).peak_bytes < forecast(contents, half).peak_bytes
+    return rounded if saves else half
 
 
 def _stored(contents: Contents) -> str:

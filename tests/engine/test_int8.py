@@ -71,7 +71,7 @@ def test_a_damaged_kernel_is_built_again(tmp_path: Path, monkeypatch: pytest.Mon
     if not kernels.compiler():
         pytest.skip("needs a C++ compiler")
     monkeypatch.setattr(kernels, "_library", None)
-    (tmp_path / f"{kernels._name()}.so").write_bytes(b"nothing of the kind")
+    (tmp_path / f"{kernels.kernels_name()}.so").write_bytes(b"nothing of the kind")
     assert "widened" not in products.choose(tmp_path).decode
     assert products._is_right("kernel")
 

@@ -64,8 +64,10 @@ def test_the_forecast_is_what_loading_takes(architecture: str, tmp_path: Path, t
     assert max(errors) <= 0.07
 
 
-def of_size(hidden: int, layers: int, vocabulary: int, *, experts: int = 0, stored: str = "BF16") -> Contents:
-    """The headers of a model with weights in one type, but for the first layer's."""
+def of_size(
+    hidden: int, layers: int, vocabulary: int, *, experts: int = 0, stored: str = "BF16", first: str = ""
+) -> Contents:
+    """The headers of a model with weights in one type, but perhaps for the first layer's."""
     shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "lm_head.weight": (vocabulary, hidden)}
     for layer in range(layers):
         shapes |= {
@@ -77,8 +79,11 @@ def of_size(hidden: int, layers: int, vocabulary: int, *, experts: int = 0, stor
         }
         inside = [f"mlp.experts.{n}.up_proj" for n in range(experts)] or ["mlp.up_proj", "mlp.down_proj"]
         shapes |= {f"model.layers.{layer}.{name}.weight": (3 * hidden, hidden) for name in inside}
-    kinds = {name: stored if ".0." in name else "BF16" for name in shapes}
-    tensors = [TensorInfo(name, shape, 2 * shape[0] * shape[1], kinds[name]) for name, shape in shapes.items()]
+    kinds = {name: first if first and ".0." in name else stored for name in shapes}
+    tensors = [
+        TensorInfo(name, shape, (4 if kinds[name] == "F32" else 2) * shape[0] * shape[1], kinds[name])
+        for name, shape in shapes.items()
+    ]
     return Contents({"num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": 8}, tuple(tensors))
 
 
@@ -91,7 +96,10 @@ def test_large_models_are_rounded_on_a_cpu_where_that_saves_memory() -> None:
     assert plan(of_size(4096, 32, 128_000), "cuda:0", "none", False) == mixed
     assert plan(of_size(1024, 2, 2_000_000), "cpu", "none", False) == mixed  # nearly all of it is embeddings
     assert plan(of_size(2048, 24, 50_000, experts=32), "cpu", "none", False) == mixed  # nor are experts rounded
-    assert plan(of_size(4096, 32, 128_000, stored="F32"), "cpu", "none", False) == mixed  # it would be widened whole
+    assert plan(of_size(4096, 32, 128_000, first="F32"), "cpu", "none", False) == mixed  # it would be widened whole
+    assert plan(of_size(4096, 32, 128_000, stored="F32"), "cpu", "none", False) == Weights(True, True, stored="F32")
+    assert plan(of_size(1024, 4, 1_000_000, stored="F32"), "cpu", "none", False) == mixed
+    assert plan(of_size(2048, 24, 50_000, experts=32, stored="F32"), "cpu", "none", False) == mixed
     assert plan(of_size(64, 2, 500, experts=4), "cpu", "none", False) == large
     assert plan(of_size(64, 2, 500), "cpu", "none", True) == wide
 

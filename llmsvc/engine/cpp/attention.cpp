@@ -6,7 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
+#include <memory>
 
 #include "vectors.h"
 
@@ -27,7 +27,7 @@ struct Row {
 // e^x for x <= 0, within 2 units in the last place; 0 far below.
 inline Floats exponential(const Floats& x) {
     const Floats low = Floats{} - 87.0f;
-    Floats some = x > low ? x : low;
+    const Floats some = x < low ? low : x;  // what is no number stays none
     const Floats whole = __builtin_convertvector(__builtin_convertvector(some * 1.44269504f - 0.5f, Ints), Floats);
     const Floats rest = (some - whole * 0.693359375f) + whole * 2.12194440e-4f;
     Floats sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -39,7 +39,7 @@ inline Floats exponential(const Floats& x) {
     const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
     Floats scale;
     std::memcpy(&scale, &power, sizeof scale);
-    return x > low ? sum * scale : Floats{};
+    return x < low ? Floats{} : sum * scale;
 }
 
 // Of HEADS queries and one block: weights, their sum and largest score, and the values' weighted sums.
@@ -107,7 +107,9 @@ extern "C" void llmsvc_attend(
     const float* query, const float* keys, const float* values, const bool* seen, float* out, float scale, int64_t rows,
     int64_t heads, int64_t shared, int64_t size, int64_t positions, int64_t by_row, int64_t by_head, int64_t seen_by_row) {
     const int64_t blocks = (positions + BLOCK - 1) / BLOCK, group = heads / shared, tasks = rows * shared * blocks;
-    std::vector<float> largest(rows * heads * blocks), sums(largest.size()), parts(largest.size() * size);
+    const int64_t places = rows * heads * blocks;
+    const std::unique_ptr<float[]> memory(new float[places * (size + 2)]);
+    float *largest = memory.get(), *sums = largest + places, *parts = sums + places;
 #pragma omp parallel for schedule(static)
     for (int64_t task = 0; task < tasks; task++) {
         const int64_t row = task / (shared * blocks), head = task / blocks % shared, from = task % blocks * BLOCK;
@@ -137,6 +139,7 @@ extern "C" void llmsvc_attend(
             sum += share * sums[place];
             for (int64_t k = 0; k < size; k++) to[k] += share * parts[place * size + k];
         }
-        for (int64_t k = 0; k < size; k++) to[k] /= sum;
+        if (most != NOTHING)
+            for (int64_t k = 0; k < size; k++) to[k] /= sum;
     }
 }
