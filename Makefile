@@ -21,6 +21,7 @@ bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.watching
 	$(BIN)/python -m bench.streaming
 	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.products
 	$(BIN)/python -m bench.retrieval
 	$(BIN)/python -m bench.files
 	$(BIN)/python -m bench.memory

@@ -179,8 +179,10 @@ def app(data_dir: Path) -> Iterator[App]:
 
 
 @pytest.fixture
-def own_data(tmp_path: Path, model_dir: Path, encoder_dir: Path, request: pytest.FixtureRequest) -> Path:
-    """A data directory of the test's own; the weights are links to the shared ones."""
+def own_data(
+    tmp_path: Path, data_dir: Path, model_dir: Path, encoder_dir: Path, request: pytest.FixtureRequest
+) -> Path:
+    """A data directory of the test's own; the weights are links to the shared ones, and kernels are copied."""
     from llmsvc.models.catalogue import MINILM, SMOLLM2, Catalogue
 
     data = tmp_path / "data"
@@ -188,6 +190,11 @@ def own_data(tmp_path: Path, model_dir: Path, encoder_dir: Path, request: pytest
         shutil.copytree(folder, Catalogue(data / "models").folder(entry.id), copy_function=os.link)
     if compiled := request.config.getoption("--compiled"):
         shutil.copytree(compiled, data / "compiled")
+    else:
+        (data / "compiled").mkdir()
+        for pattern in ("*-kernels.so", "*-ways.json"):
+            for file in (data_dir / "compiled").glob(pattern):
+                shutil.copy2(file, data / "compiled")
     return data
 
 
