@@ -18,7 +18,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-SOURCES = sorted(Path(__file__).with_name("cpp").iterdir())
+_SOURCES = sorted(Path(__file__).with_name("cpp").iterdir())
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared", "-std=c++17")
 _PATIENCE_SECONDS = 60
 
@@ -65,7 +65,7 @@ def compiler() -> str | None:
     return next((name for name in names if shutil.which(name)), None)
 
 
-def processor() -> str:
+def _processor() -> str:
     """What the processor can do."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -75,7 +75,7 @@ def processor() -> str:
 
 def kernels_name() -> str:
     """Changes with all that they depend on."""
-    parts = (torch.__version__, processor(), *_FLAGS, *(file.read_text() for file in SOURCES))
+    parts = (torch.__version__, _processor(), *_FLAGS, *(file.read_text() for file in _SOURCES))
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-kernels"
 
 
@@ -84,7 +84,7 @@ def _build(library: Path) -> None:
     handle, name = tempfile.mkstemp(".half", dir=library.parent)
     os.close(handle)
     half = Path(name)
-    command = [compiler() or "c++", *_FLAGS, *(str(file) for file in SOURCES if file.suffix == ".cpp"), "-o", name]
+    command = [compiler() or "c++", *_FLAGS, *(str(file) for file in _SOURCES if file.suffix == ".cpp"), "-o", name]
     try:
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
         try:
