@@ -1,9 +1,9 @@
-"""What this CPU multiplies 8-bit weights with, and what single tokens attend with: each way's time for one pass.
+"""What this CPU multiplies 8-bit weights with, and what tokens attend with: each way's time for one pass.
 
 python -m bench.products
 
 All linear layers of SmolLM2-135M's shape, with random numbers, one after another as in a pass, in turns; and attention
-of one token in each of some rows in its 30 layers. Prints milliseconds, the least of several rounds.
+of some tokens in each of some rows in its 30 layers. Prints milliseconds, the least of several rounds.
 """
 
 import tempfile
@@ -42,7 +42,7 @@ def main() -> None:
     import torch
 
     from llmsvc.engine import products
-    from llmsvc.engine.chunk_attention import attend_one
+    from llmsvc.engine.chunk_attention import attend_parts, attend_up_to
 
     torch.set_grad_enabled(False)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,22 +64,31 @@ def main() -> None:
             x[w.shape[1]].bfloat16() @ w.t() for w, _ in zip(halved, layers, strict=False)
         ]
         show(f"products, {rows} rows, ms", least(passes))
-    for rows, length in ((1, 300), (1, 4000), (32, 300)):
+    for rows, new, before in ((1, 1, 300), (1, 1, 4000), (32, 1, 300), (1, 256, 0), (1, 256, 768), (1, 64, 4000)):
+        length = before + new
         caches = [
             [torch.randn(rows, SHARED, length + 32, SIZE)[:, :, :length] for _ in range(2)]
             for _ in range(min(LAYERS, 960 // rows))
         ]
-        query, mask = torch.randn(rows, HEADS, 1, SIZE), torch.ones(rows, 1, 1, length, dtype=torch.bool)
+        query = torch.randn(rows, new, HEADS, SIZE).transpose(1, 2)
+        positions = torch.arange(before, length).expand(rows, -1).contiguous()
+        mask = torch.arange(length) <= positions[:, None, :, None]
 
         def plain(keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             wide = (part.repeat_interleave(HEADS // SHARED, 1) for part in (keys, values))
             return torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask)  # noqa: B023
 
+        def parts(*pair: torch.Tensor) -> torch.Tensor:
+            own, earlier = ([part[:, :, at] for part in pair] for at in (slice(before, length), slice(before)))  # noqa: B023
+            return attend_parts(query, own, earlier if before else None, None)  # noqa: B023
+
         attend: dict[str, Callable[[], object]] = {
-            "kernel": lambda: [attend_one(query, *pair, mask, None) for pair in caches],  # noqa: B023
+            "kernel": lambda: [attend_up_to(query, *pair, positions, None) for pair in caches],  # noqa: B023
             "sdpa": lambda: [plain(*pair) for pair in caches],  # noqa: B023
         }
-        show(f"attention, {rows} rows, {length} before, ms", least(attend))
+        if new > 1:
+            attend["parts"] = lambda: [parts(*pair) for pair in caches]  # noqa: B023
+        show(f"attention, {rows} x {new}, {before} before, ms", least(attend))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Attention of a piece of a prompt on a CPU, of any model of transformers that attends by ``sdpa``.
+"""Attention on a CPU, of any model of transformers that attends by ``sdpa``.
 
-What lies before the piece is read without a mask, by all query heads that share its keys at once, and the piece itself
-causally, in two halves; all are put together by their log-sums, as FlashAttention does with blocks (Dao et al. 2022,
-2205.14135). With a mask, and keys repeated for each head, it took 1.4 times as long. What a single token sees, a kernel
-of ours reads, where there is one.
+A kernel of ours reads what tokens see up to their own positions, in 32 bits. Where there is none, or numbers are of
+another kind, what lies before a piece of a prompt is read without a mask, by all query heads that share its keys at
+once, and the piece itself causally, in two halves; all are put together by their log-sums, as FlashAttention does with
+blocks (Dao et al. 2022, 2205.14135). With a mask, and keys repeated for each head, that took 1.4 times as long.
 """
 
 import ctypes
@@ -19,8 +19,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from llmsvc.engine.kernels import kernels
 
 NAME = "chunks"
+PIECE = 16
+"""Tokens from which on it pays to look at what is before a piece apart from the piece itself."""
 HALF = 64
-"""Tokens of a piece's half from which on it pays to read it in two, where it is not compiled."""
+"""Tokens of a piece's half from which on it pays to read it in two."""
 Pair = list[torch.Tensor]
 Seen = tuple[torch.Tensor, torch.Tensor]
 """What was read, (1, heads, new, size), and the logarithm of the sum of its weights, (1, heads, new)."""
@@ -43,30 +45,31 @@ def attend(model: Any, name: str, function: Callable[..., Any]) -> bool:
     return True
 
 
-def mark(mask: torch.Tensor, start: int) -> None:
-    """Say that ``mask``, of shape (1, 1, new, length), allows all before ``start``, and is causal from there on."""
-    mask.start = start  # type: ignore[attr-defined]
+def mark(mask: torch.Tensor, positions: torch.Tensor) -> None:
+    """Say that ``mask``, (rows, 1, new, length), allows what is up to ``positions``, (rows, new): neighbours."""
+    mask.positions = positions  # type: ignore[attr-defined]
 
 
 def attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
     """An attention function of transformers' ``AttentionInterface``."""
-    start = getattr(attention_mask, "start", None)
-    odd = key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in OTHERS)
-    if not odd and query.shape[2] == 1 and _by_kernel(query, key, value, attention_mask):
-        return attend_one(query, key, value, attention_mask, options.get("scaling")), None
-    if start is None or odd:
+    positions: Any = getattr(attention_mask, "positions", None)
+    odd = positions is None or key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in OTHERS)
+    if not odd and _by_kernel(query, key, value, positions):
+        return attend_up_to(query, key, value, positions, options.get("scaling")), None
+    rows, _, new, _ = query.shape
+    if odd or rows > 1 or new < PIECE:
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return plain
-    new = query.shape[2]
+    start = int(positions[0, 0])
     own = [part[:, :, start : start + new] for part in (key, value)]
     before = [part[:, :, :start] for part in (key, value)] if start else None
-    return attend_parts(query, own, before, options.get("scaling"), halve=new >= 2 * HALF), None
+    return attend_parts(query, own, before, options.get("scaling")), None
 
 
 def fits_kernel(size: int) -> bool:
-    """Whether single tokens of a model on a CPU, with this head size, can be read by the kernel."""
+    """Whether a model on a CPU, with this head size, can be read by the kernel."""
     return kernels() is not None and size % 16 == 0 and _is_right()
 
 
@@ -79,22 +82,26 @@ def _is_right() -> bool:
     def some(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float32)
 
-    query, key, value = some(2, 7, 1, 80), some(2, 1, 133, 80), some(2, 1, 133, 80)
-    mask = some(2, 1, 1, 133) > -1
+    query, key, value = some(2, 7, 37, 80), some(2, 1, 653, 80), some(2, 1, 653, 80)
+    positions = torch.arange(37) + torch.tensor([[600], [101]])
+    mask = torch.arange(653) <= positions[:, None, :, None]
     keys, values = (part.double().expand(-1, 7, -1, -1) for part in (key, value))
-    expected = torch.nn.functional.scaled_dot_product_attention(query.double(), keys, values, attn_mask=mask)
-    return torch.allclose(attend_one(query, key, value, mask, None), expected.transpose(1, 2).float(), atol=1e-4)
+    exact = torch.nn.functional.scaled_dot_product_attention(query.double(), keys, values, attn_mask=mask).transpose(
+        1, 2
+    )
+    found = attend_up_to(query, key, value, positions, None)
+    last = attend_up_to(query[:, :, -1:], key, value, positions[:, -1:].contiguous(), None)
+    return torch.allclose(found, exact.float(), atol=1e-4) and torch.allclose(last, exact[:, -1:].float(), atol=1e-4)
 
 
-def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any) -> bool:
-    rows, _, _, size = query.shape
+def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor) -> bool:
+    rows, _, new, size = query.shape
     return (
         fits_kernel(size)
         and query.device.type == "cpu"
         and query.dtype == key.dtype == value.dtype == torch.float32
-        and mask is not None
-        and mask.dtype == torch.bool
-        and mask.shape == (rows, 1, 1, key.shape[2])
+        and positions.shape == (rows, new)
+        and query.stride(3) == 1
         and key.shape == value.shape
         and key.shape[0] == rows
         and key.stride() == value.stride()
@@ -102,47 +109,40 @@ def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask
     )
 
 
-def attend_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float | None
+def attend_up_to(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor, scale: float | None
 ) -> torch.Tensor:
-    """What one token in each row sees where ``mask``, (rows, 1, 1, length), is true: (rows, 1, heads, size)."""
-    ours, query, mask = kernels(), query.contiguous(), mask.contiguous()
+    """What the tokens of each row see up to their ``positions``, (rows, new), by the kernel: (rows, new, heads, size).
+
+    ``query``: (rows, heads, new, size); keys and values, (rows, shared heads, length, size), are of one layout.
+    """
+    ours, positions = kernels(), positions.contiguous()
     assert ours is not None
-    rows, heads, _, size = query.shape
-    out = query.new_empty(rows, 1, heads, size)
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, key, value, mask, out))
-    sizes = (rows, heads, key.shape[1], size, key.shape[2], key.stride(0), key.stride(1), mask.stride(0))
+    rows, heads, new, size = query.shape
+    out = query.new_empty(rows, new, heads, size)
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, key, value, positions, out))
+    sizes = (rows, heads, key.shape[1], new, size, *query.stride()[:3], *key.stride()[:2])
     ours.llmsvc_attend(
         *pointers, ctypes.c_float(size**-0.5 if scale is None else scale), *(ctypes.c_int64(number) for number in sizes)
     )
     return out
 
 
-def attend_parts(
-    query: torch.Tensor,
-    own: Pair,
-    before: Pair | None,
-    scale: float | None,
-    seen: torch.Tensor | None = None,
-    *,
-    halve: bool = True,
-) -> torch.Tensor:
+def attend_parts(query: torch.Tensor, own: Pair, before: Pair | None, scale: float | None) -> torch.Tensor:
     """What a piece sees of itself and of what is ``before`` it, shape (1, new, heads, size).
 
-    ``query``: (1, heads, new, size); keys and values may have fewer heads. ``seen``: whether it is to see those before
-    it at all. ``halve``: read the piece in two: a causal product of its own computes the half that nobody sees as well.
+    ``query``: (1, heads, new, size); keys and values may have fewer heads.
     """
     new = query.shape[2]
-    half = new // 2 if halve else new
+    half = new // 2 if new >= 2 * HALF else new
     out, log_sum = _causal(query[:, :, :half], [part[:, :, :half] for part in own], scale)
-    if halve:
+    if half < new:  # a causal product of its own computes the half that nobody sees as well
         second = query[:, :, half:]
         later = _causal(second, [part[:, :, half:] for part in own], scale)
         later = _join(later, _all(second, [part[:, :, :half] for part in own], scale))
         out, log_sum = torch.cat([out, later[0]], 2), torch.cat([log_sum, later[1]], 2)
     if before is not None:
-        both, _ = _join((out, log_sum), _all(query, before, scale))
-        out = both if seen is None else torch.where(seen, both, out)
+        out, _ = _join((out, log_sum), _all(query, before, scale))
     return out.transpose(1, 2).contiguous()
 
 

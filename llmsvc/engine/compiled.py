@@ -1,9 +1,9 @@
 """Steps of one model, compiled ahead of time for a CPU.
 
-``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads LEAST to CHUNK tokens in
-one, ``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
-``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT WAYS`` makes one, in a process of its own: it takes minutes of
-a core. WAYS are the three words of ``ways_of``.
+``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads 2 to CHUNK tokens in one,
+``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
+``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT WAY`` makes one, in a process of its own: it takes minutes of
+a core. WAY is what ``way_of`` says. All attend by a kernel of ours.
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
 
 torch.export and AOTInductor: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html. The library is
@@ -33,7 +33,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
 
-from llmsvc.engine.chunk_attention import NAME, OTHERS, attend_parts, fits_kernel
+from llmsvc.engine.chunk_attention import NAME, OTHERS, fits_kernel
 from llmsvc.engine.int8 import Int8Linear, replace_linears
 from llmsvc.engine.kernels import compiler, kernels_name
 from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
@@ -41,8 +41,6 @@ from llmsvc.engine.products import Ways, halves
 
 CHUNK = 512
 """Tokens in a step of the kinds "chunk" and "fill" at most."""
-LEAST = 4
-"""And at least."""
 _LONGEST = 2**20
 """Positions that a step admits; the model's window is checked elsewhere."""
 
@@ -79,18 +77,18 @@ class CompiledStep:
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
-        mask: torch.Tensor,
+        looking: torch.Tensor,
         wanted: list[int],
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
         """Logits of shape (rows, wanted, vocabulary), of the new tokens with the numbers ``wanted``.
 
-        ``ids`` and ``positions``: (rows, new); ``mask``: (rows, 1, new, length), of a piece what ``before`` makes;
-        ``wanted``: of a piece two or more, else one, and of a "fill" of no matter; ``keys`` and ``values``: by layer,
-        (rows, heads, capacity, head size), written at ``positions``. Raises RuntimeError.
+        ``ids``, ``positions`` and ``looking``, up to where each looks: (rows, new); ``wanted``: of a piece two or more,
+        else one, and of a "fill" of no matter; ``keys`` and ``values``: by layer, (rows, heads, capacity, head size),
+        written at ``positions``. Raises RuntimeError.
         """
-        tensors = [ids, positions, mask, torch.tensor(wanted), *keys, *values]
+        tensors = [ids, positions, looking, torch.tensor(wanted), *keys, *values]
         given = _aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # taken by the call
         inputs = (ctypes.c_void_p * len(given))(*(_POINTER(one, None) for one in given))
         outputs = (ctypes.c_void_p * 1)()
@@ -132,11 +130,8 @@ def _capsule(pointer: int | None) -> Any:
     return _NEW_CAPSULE(pointer, None, None)
 
 
-class SummedLinear(nn.Module):
-    """An Int8Linear in a graph for one row, which keeps its 32 bits.
-
-    It is written as plain sums, of which the compiler makes one loop that reads the weights once.
-    """
+class KernelLinear(nn.Module):
+    """An Int8Linear in a graph, by the kernel that the process has loaded."""
 
     values: torch.Tensor
     scales: torch.Tensor
@@ -149,38 +144,23 @@ class SummedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        width = x.shape[-1]
-        # as_strided: x is written to memory, and not computed again for each output channel.
-        row = x.contiguous().as_strided((width,), (1,))
-        # A core alone does not keep the memory busy with one stream.
-        parts = self.values.view(1 if self.values.shape[0] % 4 else 4, -1, width)
-        out = torch.cat([(row * part).sum(-1) for part in parts]) * self.scales
+        out = self.multiplied(x.reshape(-1, x.shape[-1]))
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], -1)
 
-
-class MatrixLinear(SummedLinear):
-    """An Int8Linear in a graph for any number of rows. Its product is not changed in place, which compiles badly."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        both, step = halves(x.reshape(-1, x.shape[-1]))
-        product, rows = torch._int_mm(both, self.values.t()), step.shape[0]
-        out = (product[:rows].float() * 256 + product[rows:].float()) * step * self.scales
-        if self.bias is not None:
-            out = out + self.bias
-        return out.view(*x.shape[:-1], -1)
+    def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.ops.llmsvc.int8_linear(rows.contiguous(), self.values, self.scales)
+        return out
 
 
-class KernelLinear(SummedLinear):
-    """An Int8Linear in a graph for any number of rows, by the kernel that the process has loaded."""
+class IntegerLinear(KernelLinear):
+    """By the processor's own integers. Their product is not changed in place, which compiles badly."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        out = torch.ops.llmsvc.int8_linear(rows, self.values, self.scales)
-        if self.bias is not None:
-            out = out + self.bias
-        return out.view(*x.shape[:-1], -1)  # type: ignore[no-any-return]
+    def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
+        both, step = halves(rows)
+        product, count = torch._int_mm(both, self.values.t()), step.shape[0]
+        return (product[:count].float() * 256 + product[count:].float()) * step * self.scales
 
 
 _LINEAR = """
@@ -202,25 +182,28 @@ AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x, AtenTensorHandle v
 """
 """How a compiled step calls the kernel: put before the compiler's own code, which knows the types."""
 _ATTEND = """
-void llmsvc_attend(const float*, const float*, const float*, const bool*, float*, float, int64_t, int64_t, int64_t,
-                   int64_t, int64_t, int64_t, int64_t, int64_t);
+void llmsvc_attend(const float*, const float*, const float*, const int64_t*, float*, float, int64_t, int64_t, int64_t,
+                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
 AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle keys, AtenTensorHandle values,
-                                     AtenTensorHandle seen, double scale, AtenTensorHandle* out) {
+                                     AtenTensorHandle looking, double scale, AtenTensorHandle* out) {
     void *asked, *there, *what, *where, *to;
-    int64_t *asking, *held, *by, *also;
-    aoti_torch_get_sizes(query, &asking), aoti_torch_get_sizes(keys, &held);
+    int64_t *asking, *held, *across, *by, *also;
+    aoti_torch_get_sizes(query, &asking), aoti_torch_get_sizes(keys, &held), aoti_torch_get_strides(query, &across);
     aoti_torch_get_strides(keys, &by), aoti_torch_get_strides(values, &also);
-    const int64_t rows = asking[0], heads = asking[1], size = asking[3];
-    if (by[2] != size || by[3] != 1 || by[0] != also[0] || by[1] != also[1] || also[2] != size || also[3] != 1)
+    const int64_t rows = asking[0], heads = asking[1], tokens = asking[2], size = asking[3], token = heads * size;
+    if (across[3] != 1 || by[2] != size || by[3] != 1)
         return AOTI_TORCH_FAILURE;
-    const int64_t sizes[] = {rows, 1, heads, size}, strides[] = {heads * size, heads * size, size, 1};
+    for (int n = 0; n < 4; n++)
+        if (by[n] != also[n]) return AOTI_TORCH_FAILURE;
+    const int64_t sizes[] = {rows, tokens, heads, size}, strides[] = {tokens * token, token, size, 1};
     if (aoti_torch_empty_strided(4, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, out))
         return AOTI_TORCH_FAILURE;
     aoti_torch_get_data_ptr(query, &asked), aoti_torch_get_data_ptr(keys, &there);
-    aoti_torch_get_data_ptr(values, &what), aoti_torch_get_data_ptr(seen, &where), aoti_torch_get_data_ptr(*out, &to);
+    aoti_torch_get_data_ptr(values, &what), aoti_torch_get_data_ptr(looking, &where);
+    aoti_torch_get_data_ptr(*out, &to);
     llmsvc_attend(static_cast<float*>(asked), static_cast<float*>(there), static_cast<float*>(what),
-                  static_cast<bool*>(where), static_cast<float*>(to), scale, rows, heads, held[1], size, held[2], by[0],
-                  by[1], held[2]);
+                  static_cast<int64_t*>(where), static_cast<float*>(to), scale, rows, heads, held[1], tokens, size,
+                  across[0], across[1], across[2], by[0], by[1]);
     return AOTI_TORCH_SUCCESS;
 }
 """
@@ -231,39 +214,11 @@ def _know_kernels() -> dict[Any, list[str]]:
     exact = (torch.Tag.needs_exact_strides,)  # views of the cache stay views
     torch.library.define("llmsvc::int8_linear", "(Tensor x, Tensor values, Tensor scales) -> Tensor")
     torch.library.register_fake("llmsvc::int8_linear", lambda x, values, _: x.new_empty(x.shape[0], values.shape[0]))
-    schema = "(Tensor query, Tensor keys, Tensor values, Tensor seen, float scale) -> Tensor"
+    schema = "(Tensor query, Tensor keys, Tensor values, Tensor looking, float scale) -> Tensor"
     torch.library.define("llmsvc::attend", schema, tags=exact)
-    torch.library.register_fake(
-        "llmsvc::attend", lambda query, *_: query.new_empty(query.shape[0], 1, query.shape[1], query.shape[3])
-    )
+    torch.library.register_fake("llmsvc::attend", lambda query, *_: query.new_empty(query.transpose(1, 2).shape))
     ours = torch.ops.llmsvc
     return {ours.int8_linear.default: [_LINEAR], ours.attend.default: [_ATTEND]}
-
-
-def _layer_for(kind: str, decode: str, other: str) -> type[SummedLinear]:
-    """What stands for an Int8Linear in a step of this kind."""
-    if (decode if kind in ("one", "rows") else other) == "kernel":
-        return KernelLinear
-    return SummedLinear if kind == "one" else MatrixLinear
-
-
-class _PieceLayer(SlotLayer):
-    """Lets a piece of a text see itself and what is before it as two."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        key_states.before = super().update(key_states, value_states)  # type: ignore[attr-defined]
-        return key_states, value_states
-
-
-def before(start: int, new: int) -> torch.Tensor | None:
-    """How a piece of ``new`` tokens of a text is told that it begins at ``start``; None where it cannot be told.
-
-    As many truths as there are tokens before it; an exported size is never 0 nor 1, so two untruths stand for none, and
-    each half of a piece has two tokens.
-    """
-    return None if start == 1 or new < LEAST else torch.full((max(start, 2),), start > 0)
 
 
 class _Step(nn.Module):
@@ -277,19 +232,17 @@ class _Step(nn.Module):
         self,
         ids: torch.Tensor,
         positions: torch.Tensor,
-        mask: torch.Tensor,
+        looking: torch.Tensor,
         wanted: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
-        step = Step(0, ids.shape[0], positions, mask.shape[-1], 0)
-        kind = SlotLayer if mask.dim() == 4 else _PieceLayer
-        layers = [kind.over(step, *pair) for pair in zip(keys, values, strict=True)]
+        step = Step(0, ids.shape[0], positions, keys[0].shape[2], 0)
         output = self.model(
             input_ids=ids,
-            attention_mask=mask if mask.dim() == 4 else mask[None, None, None],
+            attention_mask=looking[:, None, None],  # what has four dimensions reaches the attention as it is
             position_ids=positions,
-            past_key_values=Cache(layers=layers),
+            past_key_values=Cache(layers=[SlotLayer.over(step, *pair) for pair in zip(keys, values, strict=True)]),
             use_cache=True,
             logits_to_keep=wanted,
         )
@@ -310,16 +263,15 @@ def why_not(model: Any) -> str:
         return "its attention is of several kinds"
     if sliding_window(config):
         return "its attention has a sliding window"
-    if "widened" in ways_of(model):
-        return "its weights are widened before they are multiplied"
+    if not fits_kernel(kv_shape(config)[2]):
+        return "there is no kernel for its attention here"
     return "" if compiler() else "there is no C++ compiler here"
 
 
-def ways_of(model: Any) -> tuple[str, str, str]:
-    """How a model's steps are to multiply its weights, in decoding and else, and how they are to attend."""
+def way_of(model: Any, kind: str) -> str:
+    """How a model's step is to multiply its weights. For one row what counts is how fast they are read."""
     ways: Ways = next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
-    _, _, size = kv_shape(model.config.get_text_config())
-    return ways.decode, ways.other, "kernel" if fits_kernel(size) else "plain"
+    return "kernel" if kind == "one" else ways.decode if kind == "rows" else ways.other
 
 
 def library_name(model: Any, kind: str) -> str:
@@ -329,57 +281,46 @@ def library_name(model: Any, kind: str) -> str:
         for name in ("chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py", "products.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
-    parts = (model.config.to_json_string(), *versions, kernels_name(), *ways_of(model), *sources)
+    parts = (model.config.to_json_string(), *versions, kernels_name(), way_of(model, kind), *sources)
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-{kind}.so"
 
 
 def _attention(
     silent: int,
-    ours: bool,
     module: Any,
     query: torch.Tensor,
-    key: Any,
+    key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Any,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention over keys that several heads share and that are not repeated for them.
-
-    Of the layer ``silent`` nobody needs it. ``ours``: single tokens are read by the kernel.
-    """
+    """Attention by the kernel. Of the layer ``silent`` nobody needs it."""
     if module.layer_idx == silent:
         return query.transpose(1, 2), None
-    rows, heads, new, size = query.shape
-    shared, group = key.shape[1], heads // key.shape[1]
     if any(options.get(name) is not None for name in OTHERS):
         raise NotImplementedError("attention with more than keys and values")
-    scale = size**-0.5 if options.get("scaling") is None else options["scaling"]
-    if new == 1 and ours:
-        seen = attention_mask.contiguous()
-        return torch.ops.llmsvc.attend(query.contiguous(), key, value, seen, scale), None
-    if new == 1:
-        grouped = query.view(rows, shared, group, size) * scale
-        if rows == 1:
-            scores = torch.stack([(one.unsqueeze(2) * key).sum(-1) for one in grouped.unbind(2)], 2)
-        else:
-            scores = torch.matmul(grouped, key.transpose(2, 3))
-        weights = scores.masked_fill(~attention_mask, float("-inf")).softmax(-1)
-        return torch.matmul(weights, value).reshape(rows, 1, heads, size), None
-    return attend_parts(query, [key, value], list(key.before), scale, attention_mask.all()), None
+    scale = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
+    return torch.ops.llmsvc.attend(query, key, value, attention_mask[:, 0, 0], scale), None
 
 
-def build(config_dir: Path, kind: str, out: Path, decode: str, other: str, attention: str) -> None:
+def _written(module: nn.Module, given: Any, found: Any) -> Any:
+    """A module's tensors, as memory: the compiler would compute angles again for each use of them in each layer."""
+    return tuple(part.contiguous().as_strided(part.shape, part.stride()) for part in found)
+
+
+def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
     """Compile a step of the model whose config.json is in ``config_dir``; ``out`` is complete or not there."""
     torch.set_grad_enabled(False)
     config = AutoConfig.from_pretrained(config_dir, local_files_only=True)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    replace_linears(model, _layer_for(kind, decode, other))
+    replace_linears(model, KernelLinear if way == "kernel" else IntegerLinear)
+    for name, module in model.named_modules():
+        if name.endswith("rotary_emb"):
+            module.register_forward_hook(_written)
     calls = _know_kernels()
     layers, heads, size = kv_shape(config.get_text_config())
-    AttentionInterface.register(
-        "llmsvc", partial(_attention, layers - 1 if kind == "fill" else layers, attention == "kernel")
-    )
+    AttentionInterface.register("llmsvc", partial(_attention, layers - 1 if kind == "fill" else layers))
     model.config._attn_implementation = "llmsvc"
 
     def dim(name: str, most: int = _LONGEST, least: int = 2) -> Any:
@@ -388,8 +329,7 @@ def build(config_dir: Path, kind: str, out: Path, decode: str, other: str, atten
     piece = kind in ("chunk", "fill")
     rows, new, wanted = (1, CHUNK // 2, 3) if piece else (5 if kind == "rows" else 1, 1, 1)
     free = {0: dim("rows")} if kind == "rows" else {}
-    new_size = dim("new", CHUNK, LEAST)
-    several = {1: new_size} if piece else {}
+    several = {1: dim("new", CHUNK)} if piece else {}
     slots = [torch.zeros(rows, heads, 512, size) for _ in range(layers)]
     slot = {**free, 2: dim("capacity")}
     exported = torch.export.export(
@@ -397,7 +337,7 @@ def build(config_dir: Path, kind: str, out: Path, decode: str, other: str, atten
         (
             torch.zeros(rows, new, dtype=torch.long),
             torch.zeros(rows, new, dtype=torch.long),
-            torch.ones((256,) if piece else (rows, 1, new, 256), dtype=torch.bool),
+            torch.zeros(rows, new, dtype=torch.long),
             torch.zeros(wanted, dtype=torch.long),
             slots,
             [torch.zeros_like(one) for one in slots],
@@ -405,7 +345,7 @@ def build(config_dir: Path, kind: str, out: Path, decode: str, other: str, atten
         dynamic_shapes=(
             {**free, **several},
             {**free, **several},
-            {0: dim("before")} if piece else {**free, 3: dim("length")},
+            {**free, **several},
             {0: dim("wanted", CHUNK)} if piece else None,
             [slot] * layers,
             [slot] * layers,

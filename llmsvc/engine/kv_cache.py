@@ -48,10 +48,10 @@ class Masks:
             return {"full_attention": mask(None), "sliding_attention": mask(self._window)}
         return mask(None if self._kinds and self._kinds[0] == "full_attention" else self._window)
 
-    def allowing(self, query: torch.Tensor, length: int, start: int | None = None) -> Any:
+    def allowing(self, query: torch.Tensor, length: int, last: int) -> Any:
         """Where tokens at the positions ``query``, of shape (..., new, 1), may look: (..., new, length).
 
-        ``start``: they are one piece of a text, from there on, which some attention makes use of.
+        ``last``: the furthest of these positions.
         """
         keys = torch.arange(length, device=query.device)
 
@@ -60,8 +60,8 @@ class Masks:
             if window is not None:
                 allowed = allowed & (keys > query - window)
             if self._added is None:
-                if start is not None and (window is None or start + query.shape[-2] <= window):
-                    mark(allowed, start)
+                if window is None or last < window:
+                    mark(allowed, query.view(-1, query.shape[-2]))
                 return allowed
             lowest = torch.finfo(self._added).min
             return torch.zeros_like(allowed, dtype=self._added).masked_fill(~allowed, lowest)

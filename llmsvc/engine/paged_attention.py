@@ -59,7 +59,7 @@ def _is_piece(query: Any, key: Any, value: Any, mask: Any, options: Any) -> bool
     """Whether a kernel can take it that needs no mask (FlashAttention 2, Dao 2023)."""
     if (
         not query.is_cuda
-        or getattr(mask, "start", None) is None
+        or getattr(mask, "positions", None) is None
         or any(options.get(name) is not None for name in OTHERS)
     ):
         return False

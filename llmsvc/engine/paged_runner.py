@@ -121,7 +121,7 @@ class PagedRunner:
         now, row = self._cache.now, self._on_device[slot].long()
         now.pages, now.offsets = row[positions // PAGE], positions % PAGE
         now.read, now.length = row[: pages_of(end)], end
-        mask = self._masks.allowing(positions[None, None, :, None], end, start)
+        mask = self._masks.allowing(positions[None, None, :, None], end, end - 1)
         return self._forward(torch.tensor(tokens, device=self._device), positions, mask, wanted)
 
     @torch.inference_mode()

@@ -1,10 +1,10 @@
 """How rows are multiplied with 8-bit weights on a CPU: three ways, of which each processor is given its fastest.
 
-``kernel``: ours, cpp/int8.cpp. It keeps the 32 bits of the rows and widens weights in registers. ``integers``: the
-processor's own 8-bit products, where it has fast ones (VNNI, AMX; without, torch computes them one by one). Each row is
-scaled to 16-bit integers, which are split into two 8-bit halves; both are multiplied in one product, whose sums are
-exact. Of these two a row's result does not hang on what else is in the batch, nor on how a prompt was cut into chunks.
-``widened``, where there is no kernel: weights are widened before an ordinary product.
+``kernel``: ours, cpp/int8.cpp. It rounds each row to 16-bit integers, widens weights in registers and sums the
+products as integers. ``integers``: the processor's own 8-bit products, where it has fast ones (VNNI, AMX; without,
+torch computes them one by one). The 16-bit integers are split into two 8-bit halves; both are multiplied in one
+product, whose sums are exact too. Of these two a row's result does not hang on what else is in the batch, nor on how a
+prompt was cut into chunks. ``widened``, where there is no kernel: weights are widened before an ordinary product.
 """
 
 import ctypes
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 _WIDENED_AT_ONCE = 2**20
 """Weights; more would be memory that the system clears anew each time."""
-_HANDICAPS = {"kernel": 1.0, "integers": 1.25, "widened": 2.0}
-"""How many times as long a way is taken to be: the first keeps most bits, the last hangs on what is computed beside."""
+_HANDICAPS = {"kernel": 1.0, "integers": 1.0, "widened": 2.0}
+"""How many times as long a way is taken to be: the last hangs on what is computed beside."""
 _HOPELESS = 8
 """A way that takes so many times as long for few rows is not tried with many."""
 

@@ -5,16 +5,12 @@ from typing import Any
 import torch
 
 from llmsvc.engine.chunk_attention import attend_by_chunks
-from llmsvc.engine.compiled import CHUNK, LEAST, CompiledStep, before
+from llmsvc.engine.compiled import CHUNK, CompiledStep
 from llmsvc.engine.kv_cache import Masks, SlotCache
 
 LANES = 32
 """What is read of a slot is rounded up to so many positions. Sums over them are then made in the same order whatever
 the length, and a row gives the same bits in nearly any company."""
-
-
-PIECE = 16
-"""Tokens from which on it pays to look at what is before a piece apart from the piece itself."""
 
 
 class Runner:
@@ -68,20 +64,12 @@ class Runner:
     def _prefill(
         self, slot: int, tokens: list[int], start: int, wanted: int, compiled: CompiledStep | None
     ) -> torch.Tensor:
-        # Too few tokens for a compiled step get company, which writes behind their end, where it harms nothing.
-        few = compiled is not None and 1 < len(tokens) < LEAST and start != 1 and start + LEAST <= self._shape[2]
-        extra = LEAST - len(tokens) if few else 0
-        tokens = tokens + [0] * extra
         new, end = len(tokens), start + len(tokens)
         positions = torch.arange(start, end, device=self._device)[None]
         length = self._whole(end)
         self._aim(slot, slot + 1, positions, length, length)
         ids = torch.tensor([tokens], device=self._device)
-        mask = before(start, new) if compiled is not None and new > 1 else None
-        if mask is None:
-            compiled = compiled if new == 1 else None
-            mask = self._mask(positions, length, start if compiled is None and new >= PIECE else None)
-        return self._forward(ids, mask, list(range(new - extra - wanted, new - extra)), compiled)[0]
+        return self._forward(ids, positions, list(range(new - wanted, new)), compiled)[0]
 
     @torch.inference_mode()
     def decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:
@@ -100,7 +88,7 @@ class Runner:
         looking = torch.tensor([[lengths[s] if s in tokens else 0] for s in rows], device=self._device)
         self._aim(first, last, positions, length, max(length, 1 + max(lengths[s] for s in rows)))
         compiled = self.compiled.get("one" if len(rows) == 1 else "rows")
-        logits = self._forward(ids, self._mask(looking, length), [0], compiled)[:, 0]
+        logits = self._forward(ids, looking, [0], compiled)[:, 0]
         return logits if list(tokens) == list(rows) else logits[[slot - first for slot in tokens]]
 
     def _whole(self, length: int) -> int:
@@ -111,20 +99,25 @@ class Runner:
         step = self._cache.step
         step.first, step.last, step.positions, step.length, step.capacity = first, last, positions, length, capacity
 
-    def _forward(self, ids: torch.Tensor, mask: Any, wanted: list[int], compiled: CompiledStep | None) -> torch.Tensor:
-        """Logits of the last new tokens, whose numbers are ``wanted``, shape (rows, wanted, vocabulary)."""
+    def _forward(
+        self, ids: torch.Tensor, looking: torch.Tensor, wanted: list[int], compiled: CompiledStep | None
+    ) -> torch.Tensor:
+        """Logits of the last new tokens, whose numbers are ``wanted``, shape (rows, wanted, vocabulary).
+
+        ``looking``: up to which position each new token, (rows, new), may look.
+        """
         step = self._cache.step
         assert step.positions is not None
         if compiled is not None:
             try:
                 several = wanted if ids.shape[1] == 1 else [wanted[0], *wanted]  # more than one, as it must be
-                return compiled(ids, step.positions, mask, several, *self._cache.part())[:, -len(wanted) :]
+                return compiled(ids, step.positions, looking, several, *self._cache.part())[:, -len(wanted) :]
             except Exception:
                 self.plain()  # the model itself can do it as well; the caller tries again
                 raise
         output = self._model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=self._masks.allowing(looking[:, None, :, None], step.length, int(looking.max())),
             position_ids=step.positions,
             past_key_values=self._cache,
             use_cache=True,
@@ -132,7 +125,3 @@ class Runner:
         )
         logits: torch.Tensor = output.logits
         return logits
-
-    def _mask(self, positions: torch.Tensor, length: int, start: int | None = None) -> Any:
-        """Masks of shape (rows, 1, new, length): where a token may look."""
-        return self._masks.allowing(positions[:, None, :, None], length, start)

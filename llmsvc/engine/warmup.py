@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from llmsvc.engine.compiled import CompiledStep, library_name, ways_of, why_not
+from llmsvc.engine.compiled import CompiledStep, library_name, way_of, why_not
 from llmsvc.engine.compute import compute
 from llmsvc.engine.paged_runner import says_the_same
 from llmsvc.engine.runner import Runner
@@ -159,7 +159,15 @@ class Warmup(_Background):
         """Raises _Refused when it cannot be compiled."""
         with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as output:
             self._model.config.save_pretrained(work)
-            command = [sys.executable, "-m", "llmsvc.engine.compiled", work, kind, str(library), *ways_of(self._model)]
+            command = [
+                sys.executable,
+                "-m",
+                "llmsvc.engine.compiled",
+                work,
+                kind,
+                str(library),
+                way_of(self._model, kind),
+            ]
             env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor"}
             started = time.monotonic()
             child = subprocess.Popen(

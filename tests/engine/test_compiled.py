@@ -12,7 +12,7 @@ import torch
 from tiny import Collected, kept_kernels, tiny
 
 from llmsvc.engine import Engine
-from llmsvc.engine.compiled import CompiledStep, library_name, ways_of
+from llmsvc.engine.compiled import CompiledStep, library_name
 from llmsvc.engine.int8 import quantize_linears
 from llmsvc.engine.kernels import compiler
 from llmsvc.engine.warmup import Warmup
@@ -77,9 +77,7 @@ def said_behind(engine: Engine, cut: int, new: int) -> str:
 
 
 def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = rounded()
-    assert "plain" not in ways_of(model)
-    engine = Engine(model, tokenizer, window=512, slots=3, compiled=folder)
+    engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
     try:
         before = said(engine)
         until(lambda: engine.compiled == KINDS)

@@ -21,7 +21,7 @@ constexpr bool MANY_REGISTERS = WIDE == 16;
 
 typedef float Floats __attribute__((vector_size(4 * WIDE)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDE)));
-typedef int8_t Bytes __attribute__((vector_size(WIDE)));
+typedef int16_t Shorts __attribute__((vector_size(4 * WIDE)));
 
 inline Floats load(const float* from) {
     Floats some;
@@ -29,15 +29,54 @@ inline Floats load(const float* from) {
     return some;
 }
 
-inline Floats widened(const int8_t* from) {
-#if defined(__AVX512F__)
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
-#elif defined(__AVX2__)  // of __builtin_convertvector gcc 12 makes a gather
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+inline void store(float* to, const Floats& some) { std::memcpy(to, &some, sizeof some); }
+
+inline Floats all(float number) { return number - Floats{}; }  // a sum with 0 would be computed: -0 + 0 is another
+
+inline Shorts load(const int16_t* from) {
+    Shorts some;
+    std::memcpy(&some, from, sizeof some);
+    return some;
+}
+
+// Twice WIDE numbers.
+inline Shorts widened(const int8_t* from) {
+#if defined(__AVX512BW__)
+    return (Shorts)_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif defined(__AVX2__) && !defined(__AVX512F__)  // of __builtin_convertvector gcc 12 makes many moves
+    return (Shorts)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else
-    Bytes bytes;
-    std::memcpy(&bytes, from, sizeof bytes);
-    return __builtin_convertvector(__builtin_convertvector(bytes, Ints), Floats);
+    Shorts all;
+    for (int n = 0; n < 2 * WIDE; n++) all[n] = from[n];
+    return all;
+#endif
+}
+
+// What is in a register stays there: gcc 12 would read it again at each use, or put additions off until none is free.
+template <class Vector>
+inline Vector pinned(Vector some) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(some));
+#elif defined(__AVX2__)
+    asm("" : "+x"(some));
+#endif
+    return some;
+}
+
+// Each sum and two products, of numbers that lie side by side.
+inline Ints added(const Shorts& a, const Shorts& b, const Ints& sums) {
+#if defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+    return sums + (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVXVNNI__) && !defined(__AVX512F__)
+    return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    Ints all;
+    for (int n = 0; n < WIDE; n++) all[n] = sums[n] + a[2 * n] * b[2 * n] + a[2 * n + 1] * b[2 * n + 1];
+    return all;
 #endif
 }
 
@@ -73,6 +112,24 @@ inline float total(const Floats& lanes) {
         for (int n = 0; n < half; n++) sums[n] += sums[n + half];
     return sums[0];
 #endif
+}
+
+// e^x for x <= 0, within 2 units in the last place; 0 far below.
+inline Floats exponential(const Floats& x) {
+    const Floats low = all(-87.0f);
+    const Floats some = x < low ? low : x;  // what is no number stays none
+    const Floats whole = __builtin_convertvector(__builtin_convertvector(some * 1.44269504f - 0.5f, Ints), Floats);
+    const Floats rest = (some - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Floats sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    sum = sum * rest + 8.3334519073e-3f;
+    sum = sum * rest + 4.1665795894e-2f;
+    sum = sum * rest + 1.6666665459e-1f;
+    sum = sum * rest + 5.0000001201e-1f;
+    sum = sum * rest * rest + rest + 1.0f;
+    const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
+    Floats scale;
+    std::memcpy(&scale, &power, sizeof scale);
+    return x < low ? Floats{} : sum * scale;
 }
 
 }  // namespace

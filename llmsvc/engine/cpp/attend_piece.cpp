@@ -1,0 +1,237 @@
+// Attention of a piece of a text, of several tokens in each row.
+//
+// Queries of neighbouring tokens, and of the heads that share keys, go together through blocks of positions: scores are a
+// small product of matrices, then weights, then another product (FlashAttention, Dao et al. 2022, 2205.14135). Blocks, and
+// spans of them, begin at fixed places and are put together in their order: a token's result hangs neither on how its text
+// was cut into pieces nor on how many compute. Built by kernels.py, called by chunk_attention.py and compiled steps.
+
+#include <algorithm>
+#include <omp.h>
+#include <vector>
+
+#include "attention.h"
+#include "vectors.h"
+
+namespace {
+
+constexpr int64_t SPAN = 512;  // positions whose result may be computed apart
+constexpr int64_t QUERIES = 96;  // at once, or those of one token
+constexpr int ROWS = 6, WIDTH = 2;  // queries and vectors of a tile, whose sums stay in registers
+
+// Blocks of `count` keys side by side: (size, BLOCK).
+void turn(const float* keys, int64_t count, int64_t size, float* out) {
+    int64_t n = 0;
+#ifdef __AVX2__
+    for (; n + 8 <= count; n += 8)
+        for (int64_t k = 0; k < size; k += 8) {
+            __m256 a[8], b[8];
+            for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(keys + (n + i) * size + k);
+            for (int i = 0; i < 8; i += 2) {
+                b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+                b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+            }
+            for (int i = 0; i < 8; i += 4)
+                for (int j = 0; j < 2; j++) {
+                    a[i + 2 * j] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0x44);
+                    a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
+                }
+            for (int i = 0; i < 4; i++) {
+                _mm256_storeu_ps(out + (k + i) * BLOCK + n, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+                _mm256_storeu_ps(out + (k + i + 4) * BLOCK + n, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+            }
+        }
+#endif
+    for (; n < count; n++)
+        for (int64_t k = 0; k < size; k++) out[k * BLOCK + n] = keys[n * size + k];
+}
+
+// The product of R rows of `count` numbers with as many rows of W vectors; MORE: added to what is there.
+template <bool MORE, int R, int W>
+void multiply(const float* const* left, const float* right, int64_t by, int64_t count, float* const* out) {
+    Floats sums[R][W] = {};
+    for (int r = 0; r < R && MORE; r++)
+        for (int w = 0; w < W; w++) sums[r][w] = load(out[r] + w * WIDE);
+    for (int64_t k = 0; k < count; k++) {
+        Floats some[W];
+        for (int w = 0; w < W; w++) some[w] = pinned(load(right + k * by + w * WIDE));
+        for (int r = 0; r < R; r++) {
+            const Floats one = all(left[r][k]);
+            for (int w = 0; w < W; w++) sums[r][w] = added(one, some[w], sums[r][w]);
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int w = 0; w < W; w++) store(out[r] + w * WIDE, sums[r][w]);
+}
+
+template <bool MORE, int R>
+void multiply(const float* const* left, const float* right, int64_t by, int64_t count, float** out, int64_t width) {
+    int64_t at = 0;
+    const auto go_on = [&](int64_t step) {
+        at += step;
+        for (int r = 0; r < R; r++) out[r] += step;
+    };
+    for (; at + WIDTH * WIDE <= width; go_on(WIDTH * WIDE)) multiply<MORE, R, WIDTH>(left, right + at, by, count, out);
+    for (; at < width; go_on(WIDE)) multiply<MORE, R, 1>(left, right + at, by, count, out);
+}
+
+// left @ right, which is (count, width), to out, of which each row lies `out_by` behind the last.
+template <bool MORE>
+void multiply(
+    const float* const* left, int64_t rows, const float* right, int64_t by, int64_t count, float* out, int64_t out_by,
+    int64_t width) {
+    for (int64_t row = 0; row < rows; row += ROWS) {
+        float* to[ROWS];
+        for (int r = 0; r < ROWS; r++) to[r] = out + (row + r) * out_by;
+        switch (std::min<int64_t>(rows - row, ROWS)) {
+            case 1: multiply<MORE, 1>(left + row, right, by, count, to, width); break;
+            case 2: multiply<MORE, 2>(left + row, right, by, count, to, width); break;
+            case 3: multiply<MORE, 3>(left + row, right, by, count, to, width); break;
+            case 4: multiply<MORE, 4>(left + row, right, by, count, to, width); break;
+            case 5: multiply<MORE, 5>(left + row, right, by, count, to, width); break;
+            default: multiply<MORE, ROWS>(left + row, right, by, count, to, width);
+        }
+    }
+}
+
+// Queries of `tokens` tokens and the heads that share keys, token by token, and where they are on their way.
+struct Queries {
+    int64_t count, group, size;
+    std::vector<const float*> query, weight_rows;
+    std::vector<int64_t> seen;  // positions that each may see
+    std::vector<float> turned, weights, largest, sums, out;
+
+    Queries(const Attention& a, int64_t row, int64_t head, int64_t first, int64_t tokens)
+        : count(tokens * (a.heads / a.shared)), group(a.heads / a.shared), size(a.size), query(count), weight_rows(count),
+          seen(count), turned(size * BLOCK), weights(count * BLOCK), largest(count), sums(count), out(count * size) {
+        for (int64_t q = 0; q < count; q++) {
+            const int64_t token = first + q / group, own = head * group + q % group;
+            query[q] = a.query + row * a.query_by_row + own * a.query_by_head + token * a.query_by_token;
+            weight_rows[q] = &weights[q * BLOCK];
+            seen[q] = a.positions[row * a.tokens + token] + 1;
+        }
+    }
+
+    int64_t furthest() const { return *std::max_element(seen.begin(), seen.end()); }
+
+    // What they see of [from, to).
+    void span(const float* keys, const float* values, int64_t from, int64_t to, float scale) {
+        std::fill(largest.begin(), largest.end(), NOTHING);
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        std::fill(out.begin(), out.end(), 0.0f);
+        for (; from < to; from += BLOCK) {
+            const int64_t here = std::min(BLOCK, to - from), whole = (here + WIDE - 1) / WIDE * WIDE;
+            turn(keys + from * size, here, size, turned.data());
+            multiply<false>(query.data(), count, turned.data(), BLOCK, size, weights.data(), BLOCK, whole);
+            for (int64_t q = 0; q < count; q++) weigh(q, seen[q] - from, whole, scale);
+            multiply<true>(weight_rows.data(), count, values + from * size, size, here, out.data(), size, size);
+        }
+    }
+
+    // Scores of a block to weights, of which the first `some` are seen.
+    void weigh(int64_t q, int64_t some, int64_t whole, float scale) {
+        float* const scores = &weights[q * BLOCK];
+        for (int64_t n = std::max<int64_t>(some, 0); n < whole; n++) scores[n] = NOTHING;
+        Floats most = all(NOTHING);
+        for (int64_t n = 0; n < whole; n += WIDE) {
+            const Floats scaled = load(scores + n) * scale;
+            store(scores + n, scaled);
+            most = scaled > most ? scaled : most;
+        }
+        float now = largest[q];
+        for (int n = 0; n < WIDE; n++) now = std::max(now, most[n]);
+        if (now == NOTHING) {
+            std::fill(scores, scores + whole, 0.0f);
+            return;
+        }
+        if (now != largest[q]) {
+            const float share = std::exp(largest[q] - now);
+            sums[q] *= share;
+            for (int64_t k = 0; k < size; k++) out[q * size + k] *= share;
+            largest[q] = now;
+        }
+        Floats sum = {};
+        for (int64_t n = 0; n < whole; n += WIDE) {
+            const Floats e = exponential(load(scores + n) - now);
+            store(scores + n, e);
+            sum += e;
+        }
+        sums[q] += total(sum);
+    }
+};
+
+// A result of a span, (largest, sum, out...), is added to that of those before it.
+void join(float* all, float largest, float sum, const float* out, int64_t size) {
+    if (largest == NOTHING) return;
+    const float most = std::max(all[0], largest), share = std::exp(largest - most), rest = std::exp(all[0] - most);
+    all[0] = most;
+    all[1] = all[1] * rest + sum * share;
+    for (int64_t k = 0; k < size; k++) all[2 + k] = all[2 + k] * rest + out[k] * share;
+}
+
+}  // namespace
+
+void attend_piece(const Attention& a) {
+    const int64_t group = a.heads / a.shared, some = std::max<int64_t>(1, QUERIES / group);
+    const int64_t parts = (a.tokens + some - 1) / some, tasks = a.rows * a.shared * parts, size = a.size;
+    const int64_t spans = (*std::max_element(a.positions, a.positions + a.rows * a.tokens) + SPAN) / SPAN;
+    // Few tokens behind many positions: spans are computed side by side, too.
+    const bool apart = spans > 1 && tasks < 2 * omp_get_max_threads();
+    const int64_t steps = apart ? spans : 1, place = size + 2;
+    std::vector<float> found(apart ? tasks * spans * some * group * place : 0);
+    const auto of = [&](int64_t task) {
+        const int64_t first = (parts - 1 - task % parts) * some;  // the longest first
+        return Queries(a, task / parts / a.shared, task / parts % a.shared, first, std::min(some, a.tokens - first));
+    };
+    const auto finish = [&](int64_t task, int64_t q, const float* all) {
+        const int64_t row = task / parts / a.shared, head = task / parts % a.shared * group + q % group;
+        const int64_t token = (parts - 1 - task % parts) * some + q / group;
+        float* to = a.out + ((row * a.tokens + token) * a.heads + head) * size;
+        for (int64_t k = 0; k < size; k++) to[k] = all[2 + k] / all[1];
+    };
+#pragma omp parallel
+    {
+#pragma omp for schedule(dynamic)
+        for (int64_t both = 0; both < tasks * steps; both++) {
+            const int64_t task = both / steps, row = task / parts / a.shared, head = task / parts % a.shared;
+            const int64_t at = row * a.by_row + head * a.by_head;
+            Queries queries = of(task);
+            const int64_t end = queries.furthest();
+            std::vector<float> all(apart ? 0 : queries.count * place);
+            for (int64_t q = 0; q < queries.count && !apart; q++) all[q * place] = NOTHING;
+            for (int64_t span = both % steps; span < spans && span * SPAN < end; span += steps) {
+                queries.span(a.keys + at, a.values + at, span * SPAN, std::min(end, (span + 1) * SPAN), a.scale);
+                for (int64_t q = 0; q < queries.count; q++) {
+                    float* to = apart ? &found[((task * spans + span) * some * group + q) * place] : &all[q * place];
+                    if (apart) to[0] = NOTHING;
+                    join(to, queries.largest[q], queries.sums[q], &queries.out[q * size], size);
+                }
+            }
+            for (int64_t q = 0; q < queries.count && !apart; q++) finish(task, q, &all[q * place]);
+        }
+        if (apart) {
+#pragma omp for schedule(static)
+            for (int64_t task = 0; task < tasks; task++) {
+                const Queries queries = of(task);
+                std::vector<float> all(place);
+                for (int64_t q = 0; q < queries.count; q++) {
+                    std::fill(all.begin(), all.end(), 0.0f);
+                    all[0] = NOTHING;
+                    for (int64_t span = 0; span * SPAN < queries.seen[q]; span++) {
+                        const float* one = &found[((task * spans + span) * some * group + q) * place];
+                        join(all.data(), one[0], one[1], one + 2, size);
+                    }
+                    finish(task, q, all.data());
+                }
+            }
+        }
+    }
+}
+
+extern "C" void llmsvc_attend(
+    const float* query, const float* keys, const float* values, const int64_t* positions, float* out, float scale,
+    int64_t rows, int64_t heads, int64_t shared, int64_t tokens, int64_t size, int64_t query_by_row, int64_t query_by_head,
+    int64_t query_by_token, int64_t by_row, int64_t by_head) {
+    const Attention a{query,  keys, values,       positions,     out,            scale,  rows,   heads, shared,
+                      tokens, size, query_by_row, query_by_head, query_by_token, by_row, by_head};
+    tokens == 1 ? attend_one(a) : attend_piece(a);
+}
