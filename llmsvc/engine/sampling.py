@@ -1,16 +1,18 @@
 """Chooses the next token of each row from its logits."""
 
+import ctypes
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from llmsvc.engine.kernels import kernels
 from llmsvc.engine.request import SamplingParams
 
 _NUCLEUS, _WIDER = 512, 8192
 """Of the likeliest tokens: a nucleus is nearly always smaller than the first, and hardly ever wider than the second.
-On a CPU these are found in 0.4 and 1 ms among 49,152; sorting all of them takes 5."""
+On a CPU without kernels of ours these are found in 0.4 and 1 ms among 49,152; sorting all of them takes 5."""
 _MORE = -2
 
 
@@ -21,21 +23,24 @@ class Draw:
     the order of transformers' logits warpers: temperature, top-k, top-p (nucleus sampling, Holtzman et al. 2019), min-p
     (Nguyen et al. 2024). Each row has a key of its own, so its choice does not hang on the others. The draw is a race
     (Gumbel-max; Yellott 1977) with a handicap for each token id: the last bits of a probability, which differ with what
-    else was computed, decide next to nothing then; a cumulative sum would end at a neighbouring token.
+    else was computed, decide next to nothing then; a cumulative sum would end at a neighbouring token. On a CPU it is a
+    kernel of ours that draws, where there is one (cpp/draw.cpp).
     """
 
     @torch.inference_mode()
     def __init__(self, logits: torch.Tensor, params: Sequence[SamplingParams], keys: Sequence[int]) -> None:
         """``logits``: (rows, vocabulary), with -inf where a token is not allowed; ``keys``: 62 random bits each."""
         self._params, self._keys, self._whole = params, keys, logits.shape[-1]
-        greedy = [row for row, own in enumerate(params) if own.temperature <= 0]
-        self._bounded = [r for r, own in enumerate(params) if own.temperature > 0 and (own.top_k > 0 or own.top_p < 1)]
-        free = [row for row, own in enumerate(params) if own.temperature > 0 and own.top_k <= 0 and own.top_p >= 1]
+        greedy, free, self._bounded = [list[int]() for _ in range(3)]
+        ours = logits.device.type == "cpu" and kernels() is not None
+        for row, own in enumerate(params):
+            any_token = ours or (own.top_k <= 0 and own.top_p >= 1)
+            (greedy if own.temperature <= 0 else free if any_token else self._bounded).append(row)
         found: list[torch.Tensor] = []
         if greedy:
             found.append(_rows(logits, greedy).argmax(-1))
         if free:
-            found.append(self._draw(_free, _rows(logits, free), free))
+            found.append(self._draw(_by_kernel if ours else _free, _rows(logits, free), free))
         if self._bounded:
             most = min(max(_NUCLEUS, *(params[row].top_k for row in self._bounded)), self._whole)
             self._kept = _rows(logits, self._bounded)
@@ -116,6 +121,16 @@ def _free(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor) -> to
     ids = torch.arange(values.shape[-1], device=values.device)
     found = (left / _exponential(ids, keys)).argmax(-1)
     return torch.where(torch.isfinite(highest[:, 0]), found, -1)
+
+
+def _by_kernel(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """The same by all filters."""
+    logits, rows = logits.float().contiguous(), logits.shape[0]
+    ours, filters, out = kernels(), filters.float(), keys.new_empty(rows)
+    assert ours is not None
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (logits, filters, keys, out))
+    ours.llmsvc_draw(*pointers, ctypes.c_int64(rows), ctypes.c_int64(logits.shape[1]))
+    return out
 
 
 def _bounded(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor, most: int) -> torch.Tensor:

@@ -1,0 +1,71 @@
+"""Tokens drawn by the kernel are those that torch draws."""
+
+import random
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import kept_kernels
+
+from llmsvc.engine import SamplingParams, sampling
+from llmsvc.engine.kernels import load_kernels
+from llmsvc.engine.sampling import sample
+
+pytestmark = pytest.mark.skipif(not load_kernels(kept_kernels()), reason="needs a C++ compiler")
+ROWS = 24
+
+
+def by_torch(*given: Any) -> list[int]:
+    with patch.object(sampling, "kernels", lambda: None):
+        return sample(*given)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([3, 50, 3000]),
+    st.sampled_from([0.3, 1.0, 5.0]),
+    st.floats(0.05, 3),
+    st.sampled_from([0, 1, 7, 900]),
+    st.sampled_from([0.0, 0.3, 0.95, 1.0]),
+    st.sampled_from([0.0, 0.05, 1.0]),
+)
+def test_the_kernel_draws_what_torch_draws(
+    seed: int, size: int, spread: float, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """But for a token at the rim of a nucleus, where a last bit decides."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(ROWS, size, generator=generator)
+    logits[torch.rand(ROWS, size, generator=generator) < 0.2] = float("-inf")  # a grammar forbids them
+    logits[0, 0], logits[1:, 1] = float("nan"), 1.0
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+
+    def dice() -> list[random.Random]:
+        return [random.Random(seed + n) for n in range(ROWS)]
+
+    found = sample(logits, [params] * ROWS, dice())
+    expected = by_torch(logits, [params] * ROWS, dice())
+    assert found[0] == expected[0] == -1
+    assert sum(a != b for a, b in zip(found, expected, strict=True)) <= 1
+    assert found[1:] == [sample(logits[n : n + 1], [params], [random.Random(seed + n)])[0] for n in range(1, ROWS)]
+    assert all(torch.isfinite(logits[row, token]) for row, token in enumerate(found) if row)
+
+
+def test_rows_are_drawn_each_by_its_own_filters() -> None:
+    logits = 3 * torch.randn(6, 5000, generator=torch.Generator().manual_seed(1))
+    params = [
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=1, top_p=1, top_k=0),
+        SamplingParams(temperature=0.7, top_p=0.9),
+        SamplingParams(temperature=2, top_k=3),
+        SamplingParams(temperature=1, top_p=1, min_p=1),
+        SamplingParams(temperature=1e-3),
+    ]
+    for seed in range(30):
+        found = sample(logits, params, [random.Random(seed + n) for n in range(6)])
+        assert found == by_torch(logits, params, [random.Random(seed + n) for n in range(6)])
+        assert [found[row] for row in (0, 4, 5)] == logits[[0, 4, 5]].argmax(-1).tolist()
+        assert found[3] in logits[3].topk(3).indices
