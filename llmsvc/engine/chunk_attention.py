@@ -1,7 +1,7 @@
 """Attention on a CPU, of any model of transformers that attends by ``sdpa``.
 
-A kernel of ours reads what tokens see up to their own positions, in 32 bits. Where there is none, or numbers are of
-another kind, what lies before a piece of a prompt is read without a mask, by all query heads that share its keys at
+A kernel of ours reads what tokens see up to their own positions, in 32 bits, of heads of a multiple of 16 numbers. For
+others, what lies before a piece of a prompt is read without a mask, by all query heads that share its keys at
 once, and the piece itself causally, in two halves; all are put together by their log-sums, as FlashAttention does with
 blocks (Dao et al. 2022, 2205.14135). With a mask, and keys repeated for each head, that took 1.4 times as long.
 """

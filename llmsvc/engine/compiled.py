@@ -263,6 +263,9 @@ def why_not(model: Any) -> str:
         return "its attention is of several kinds"
     if sliding_window(config):
         return "its attention has a sliding window"
+    ways: Ways = next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
+    if "widened" in (ways.decode, ways.other):
+        return "its weights are widened before they are multiplied"
     if not fits_kernel(kv_shape(config)[2]):
         return "there is no kernel for its attention here"
     return "" if compiler() else "there is no C++ compiler here"
@@ -305,6 +308,8 @@ def _attention(
 
 def _written(module: nn.Module, given: Any, found: Any) -> Any:
     """A module's tensors, as memory: the compiler would compute angles again for each use of them in each layer."""
+    if not isinstance(found, tuple):
+        return found
     return tuple(part.contiguous().as_strided(part.shape, part.stride()) for part in found)
 
 

@@ -82,9 +82,9 @@ class Ways:
     """What was chosen. They are kept apart by what is computed, not by how many rows there happen to be."""
 
     decode: str
-    """In compiled steps of one token for each row."""
+    """In compiled steps of one token in each of several rows."""
     other: str
-    """In all others, and in a model that is not compiled."""
+    """In those of a piece of a text, and in a model that is not compiled."""
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from llmsvc.engine.compiled import CHUNK, CompiledStep
 from llmsvc.engine.kv_cache import Masks, SlotCache
 
 LANES = 32
-"""What is read of a slot is rounded up to so many positions. Sums over them are then made in the same order whatever
-the length, and a row gives the same bits in nearly any company."""
+"""What torch's attention reads of a slot is rounded up to so many positions. Sums over them are then made in the same
+order whatever the length, and a row gives the same bits in nearly any company."""
 
 
 class Runner:

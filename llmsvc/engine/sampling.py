@@ -82,7 +82,7 @@ class Draw:
         self, function: Callable[..., torch.Tensor], logits: torch.Tensor, rows: list[int], *given: int
     ) -> torch.Tensor:
         """``logits`` are those of ``rows``."""
-        filters = sent([_filters(self._params[row], self._whole) for row in rows], logits.device)
+        filters = sent([_filters(self._params[row], self._whole) for row in rows], logits.device, torch.float32)
         return function(logits, filters, sent([[self._keys[row]] for row in rows], logits.device), *given)
 
 
@@ -91,14 +91,17 @@ def sample(logits: torch.Tensor, params: Sequence[SamplingParams], dice: Sequenc
     return Draw(logits, params, [own.getrandbits(62) for own in dice]).tokens()
 
 
-def sent(values: Any, device: Any) -> torch.Tensor:
+def sent(values: Any, device: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Numbers as a tensor there. Nobody waits until a GPU has done what it was told before."""
-    return pinned(values, device).to(device, non_blocking=True)
+    return pinned(values, device, dtype).to(device, non_blocking=True)
 
 
-def pinned(values: Any, device: Any) -> torch.Tensor:
-    """Numbers as a tensor on the host, from where ``device`` can copy it by itself."""
-    return torch.tensor(values, pin_memory=device.type == "cuda")
+def pinned(values: Any, device: Any, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Numbers as a tensor on the host, from where ``device`` can copy it by itself.
+
+    ``dtype``: of fractions, or another thread's load may have changed which they are.
+    """
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
@@ -106,7 +109,8 @@ def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
 
 
 def _filters(own: SamplingParams, whole: int) -> tuple[float, ...]:
-    return own.temperature, own.min_p, max(own.top_p, 1e-9), min(own.top_k, whole) if own.top_k > 0 else whole
+    temperature = max(own.temperature, 1e-30)  # logits divided by less would be infinite
+    return temperature, own.min_p, max(own.top_p, 1e-9), min(own.top_k, whole) if own.top_k > 0 else whole
 
 
 def _free(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tiny import CONFIGS, Collected, tiny
+from tiny import CONFIGS, Collected, kept_kernels, tiny
 
 from llmsvc.engine import Engine, FinishReason, GenerationRequest, SamplingParams, sampling
 from llmsvc.engine.detokenize import Detokenizer
+from llmsvc.engine.kernels import load_kernels
 from llmsvc.engine.sampling import penalized, sample
 from llmsvc.engine.scheduler import Scheduler, Sequence
 from llmsvc.errors import BadRequest, Busy, Unavailable
@@ -427,8 +428,13 @@ def test_guesses_save_passes_and_change_no_word(
     assert found[0][1] < 0.8 * found[1][1]
 
 
-def test_a_choice_hangs_on_nothing_but_its_row() -> None:
+@pytest.mark.parametrize("by", ["kernel", "torch"])
+def test_a_choice_hangs_on_nothing_but_its_row(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of all kinds together are what each is alone, and rows that are no numbers are told."""
+    if by == "torch":
+        monkeypatch.setattr(sampling, "kernels", lambda: None)
+    elif not load_kernels(kept_kernels()):
+        pytest.skip("needs a C++ compiler")
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(6, 2000, generator=generator) * 2
     logits[4, 7] = float("nan")

@@ -21,6 +21,14 @@ from llmsvc.engine.scheduler import PENDING
 LONG = [(7 * n) % 290 + 3 for n in range(3 * PAGE)]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def as_on_a_gpu() -> Iterator[None]:
+    """Tokens are drawn by torch, of which some are known late."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "kernels", lambda: None)
+        yield
+
+
 @contextmanager
 def engine(model: Any, tokenizer: Any, **options: Any) -> Iterator[tuple[Engine, Collected]]:
     running = Engine(model, tokenizer, window=512, **options)
@@ -203,6 +211,7 @@ def once(right: Any, error: Exception, when: Any = lambda *_: True) -> Any:
 def test_what_fails_once_ends_no_answer(tokenizer: Any, place: str, error: Exception, paged: bool) -> None:
     """A step of several rows, the second draw of some, or a copy in the cache; with tokens that are not known yet."""
     said: list[dict[str, str]] = []
+    failed: list[int] = []
     for failing in (False, True):
         with (
             pytest.MonkeyPatch.context() as patch,
@@ -211,7 +220,8 @@ def test_what_fails_once_ends_no_answer(tokenizer: Any, place: str, error: Excep
             patch.setattr(sampling, "_NUCLEUS", 20)
             if failing and place == "draw":
                 whole = sampling._bounded
-                patch.setattr(sampling, "_bounded", once(whole, error, lambda logits, *given: given[-1] == 300))
+                wide = once(whole, error, lambda logits, *given: given[-1] == 300 and failed.append(0) is None)
+                patch.setattr(sampling, "_bounded", wide)
             elif failing:
                 runner: Any = running._runner
                 several = {"decode": lambda tokens, *_: len(tokens) > 2, "copy": lambda *_: True}[place]
@@ -221,6 +231,8 @@ def test_what_fails_once_ends_no_answer(tokenizer: Any, place: str, error: Excep
             ended = collected.all(4)
             assert [last.error for _, last in ended.values()] == [None] * 4
             said.append({name: text for name, (text, _) in ended.items()})
+            if failing and place == "draw":
+                assert failed
     assert said[0] == said[1]
 
 

@@ -1,6 +1,7 @@
 """Tokens drawn by the kernel are those that torch draws."""
 
 import random
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -14,8 +15,13 @@ from llmsvc.engine import SamplingParams, sampling
 from llmsvc.engine.kernels import load_kernels
 from llmsvc.engine.sampling import sample
 
-pytestmark = pytest.mark.skipif(not load_kernels(kept_kernels()), reason="needs a C++ compiler")
 ROWS = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_kernels() -> None:
+    if not load_kernels(kept_kernels()):
+        pytest.skip("needs a C++ compiler")
 
 
 def by_torch(*given: Any) -> list[int]:
@@ -69,3 +75,31 @@ def test_rows_are_drawn_each_by_its_own_filters() -> None:
         assert found == by_torch(logits, params, [random.Random(seed + n) for n in range(6)])
         assert [found[row] for row in (0, 4, 5)] == logits[[0, 4, 5]].argmax(-1).tolist()
         assert found[3] in logits[3].topk(3).indices
+
+
+@pytest.mark.parametrize("temperature", [1e-46, 1e-40, 1e-30])
+def test_hardly_any_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits = 5 * torch.randn(3, 700, generator=torch.Generator().manual_seed(3))
+    for top_p in (1.0, 0.9):
+        params = [SamplingParams(temperature=temperature, top_p=top_p)] * 3
+        for draw in (sample, by_torch):
+            assert draw(logits, params, [random.Random(n) for n in range(3)]) == logits.argmax(-1).tolist()
+
+
+def test_filters_keep_their_bits_while_another_thread_loads() -> None:
+    """Which makes the default type another one meanwhile: a vocabulary of 128,256 would be one of 128,000."""
+    logits = torch.randn(2, 128_256, generator=torch.Generator().manual_seed(3))
+    params = [SamplingParams(temperature=0.7, top_p=1), SamplingParams(temperature=0.7)]
+    dice = partial(map, random.Random)
+    expected = sample(logits, params, list(dice((1, 2))))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert sampling.Draw(logits, params, [1, 2])._draw(
+            lambda _, filters, keys: filters, logits, [0, 1]
+        ).tolist() == [
+            pytest.approx([0.7, 0, 1, 128_256]),
+            pytest.approx([0.7, 0, params[1].top_p, 128_256]),
+        ]
+        assert sample(logits, params, list(dice((1, 2)))) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)

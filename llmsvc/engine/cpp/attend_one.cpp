@@ -40,7 +40,7 @@ void block(
         largest[h] = most;
         Floats sum = {};
         for (int64_t n = 0; n < whole; n += WIDE) {
-            const Floats e = exponential(load(weights[h] + n) - most);
+            const Floats e = exponential(load(weights[h] + n) - (most == NOTHING ? 0.0f : most));
             store(weights[h] + n, e);
             sum += e;
         }

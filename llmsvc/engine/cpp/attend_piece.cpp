@@ -6,6 +6,7 @@
 // was cut into pieces nor on how many compute. Built by kernels.py, called by chunk_attention.py and compiled steps.
 
 #include <algorithm>
+#include <memory>
 #include <omp.h>
 #include <vector>
 
@@ -16,6 +17,7 @@ namespace {
 
 constexpr int64_t SPAN = 512;  // positions whose result may be computed apart
 constexpr int64_t QUERIES = 96;  // at once, or those of one token
+constexpr int64_t MOST = 1 << 24;  // numbers of spans that are computed apart
 constexpr int ROWS = 6, WIDTH = 2;  // queries and vectors of a tile, whose sums stay in registers
 
 // Blocks of `count` keys side by side: (size, BLOCK).
@@ -123,7 +125,20 @@ struct Queries {
             turn(keys + from * size, here, size, turned.data());
             multiply<false>(query.data(), count, turned.data(), BLOCK, size, weights.data(), BLOCK, whole);
             for (int64_t q = 0; q < count; q++) weigh(q, seen[q] - from, whole, scale);
-            multiply<true>(weight_rows.data(), count, values + from * size, size, here, out.data(), size, size);
+            for (int64_t q = 0; q < count; q += ROWS) read(q, std::min<int64_t>(ROWS, count - q), values + from * size, from, here);
+        }
+    }
+
+    // Adds a block's values for `rows` queries: what all of them see together, then of each what only it sees. What lies
+    // behind may be no number, and 0 times that is none either.
+    void read(int64_t first, int64_t rows, const float* values, int64_t from, int64_t here) {
+        const auto own = [&](int64_t q) { return std::clamp<int64_t>(seen[q] - from, 0, here); };
+        int64_t common = here;
+        for (int64_t q = first; q < first + rows; q++) common = std::min(common, own(q));
+        multiply<true>(&weight_rows[first], rows, values, size, common, &out[first * size], size, size);
+        for (int64_t q = first; q < first + rows; q++) {
+            const float* rest = weight_rows[q] + common;
+            multiply<true>(&rest, 1, values + common * size, size, own(q) - common, &out[q * size], size, size);
         }
     }
 
@@ -132,15 +147,19 @@ struct Queries {
         float* const scores = &weights[q * BLOCK];
         for (int64_t n = std::max<int64_t>(some, 0); n < whole; n++) scores[n] = NOTHING;
         Floats most = all(NOTHING);
+        Ints odd = {};
         for (int64_t n = 0; n < whole; n += WIDE) {
             const Floats scaled = load(scores + n) * scale;
             store(scores + n, scaled);
             most = scaled > most ? scaled : most;
+            odd |= scaled != scaled;
         }
         float now = largest[q];
-        for (int n = 0; n < WIDE; n++) now = std::max(now, most[n]);
-        if (now == NOTHING) {
+        int32_t none = 0;
+        for (int n = 0; n < WIDE; n++) now = std::max(now, most[n]), none |= odd[n];
+        if (none || now == NOTHING) {
             std::fill(scores, scores + whole, 0.0f);
+            if (none) sums[q] = NAN, largest[q] = std::max(largest[q], 0.0f);  // from here on it is no number
             return;
         }
         if (now != largest[q]) {
@@ -171,20 +190,18 @@ void join(float* all, float largest, float sum, const float* out, int64_t size) 
 }  // namespace
 
 void attend_piece(const Attention& a) {
-    const int64_t group = a.heads / a.shared, some = std::max<int64_t>(1, QUERIES / group);
+    const int64_t group = a.heads / a.shared, some = std::min(a.tokens, std::max<int64_t>(1, QUERIES / group));
     const int64_t parts = (a.tokens + some - 1) / some, tasks = a.rows * a.shared * parts, size = a.size;
     const int64_t spans = (*std::max_element(a.positions, a.positions + a.rows * a.tokens) + SPAN) / SPAN;
     // Few tokens behind many positions: spans are computed side by side, too.
-    const bool apart = spans > 1 && tasks < 2 * omp_get_max_threads();
-    const int64_t steps = apart ? spans : 1, place = size + 2;
-    std::vector<float> found(apart ? tasks * spans * some * group * place : 0);
-    const auto of = [&](int64_t task) {
-        const int64_t first = (parts - 1 - task % parts) * some;  // the longest first
-        return Queries(a, task / parts / a.shared, task / parts % a.shared, first, std::min(some, a.tokens - first));
-    };
+    const int64_t place = size + 2, places = tasks * spans * some * group * place;
+    const bool apart = spans > 1 && tasks < 2 * omp_get_max_threads() && places < MOST;
+    const int64_t steps = apart ? spans : 1;
+    const std::unique_ptr<float[]> found(new float[apart ? places : 0]);
+    const auto first_of = [&](int64_t task) { return (parts - 1 - task % parts) * some; };  // the longest first
     const auto finish = [&](int64_t task, int64_t q, const float* all) {
         const int64_t row = task / parts / a.shared, head = task / parts % a.shared * group + q % group;
-        const int64_t token = (parts - 1 - task % parts) * some + q / group;
+        const int64_t token = first_of(task) + q / group;
         float* to = a.out + ((row * a.tokens + token) * a.heads + head) * size;
         for (int64_t k = 0; k < size; k++) to[k] = all[2 + k] / all[1];
     };
@@ -194,7 +211,7 @@ void attend_piece(const Attention& a) {
         for (int64_t both = 0; both < tasks * steps; both++) {
             const int64_t task = both / steps, row = task / parts / a.shared, head = task / parts % a.shared;
             const int64_t at = row * a.by_row + head * a.by_head;
-            Queries queries = of(task);
+            Queries queries(a, row, head, first_of(task), std::min(some, a.tokens - first_of(task)));
             const int64_t end = queries.furthest();
             std::vector<float> all(apart ? 0 : queries.count * place);
             for (int64_t q = 0; q < queries.count && !apart; q++) all[q * place] = NOTHING;
@@ -202,7 +219,7 @@ void attend_piece(const Attention& a) {
                 queries.span(a.keys + at, a.values + at, span * SPAN, std::min(end, (span + 1) * SPAN), a.scale);
                 for (int64_t q = 0; q < queries.count; q++) {
                     float* to = apart ? &found[((task * spans + span) * some * group + q) * place] : &all[q * place];
-                    if (apart) to[0] = NOTHING;
+                    if (apart) std::fill(to, to + place, 0.0f), to[0] = NOTHING;
                     join(to, queries.largest[q], queries.sums[q], &queries.out[q * size], size);
                 }
             }
@@ -211,12 +228,13 @@ void attend_piece(const Attention& a) {
         if (apart) {
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < tasks; task++) {
-                const Queries queries = of(task);
+                const int64_t first = first_of(task), last = std::min(first + some, a.tokens);
+                const int64_t* seen = a.positions + task / parts / a.shared * a.tokens;
                 std::vector<float> all(place);
-                for (int64_t q = 0; q < queries.count; q++) {
+                for (int64_t q = 0; q < (last - first) * group; q++) {
                     std::fill(all.begin(), all.end(), 0.0f);
                     all[0] = NOTHING;
-                    for (int64_t span = 0; span * SPAN < queries.seen[q]; span++) {
+                    for (int64_t span = 0; span * SPAN <= seen[first + q / group]; span++) {
                         const float* one = &found[((task * spans + span) * some * group + q) * place];
                         join(all.data(), one[0], one[1], one + 2, size);
                     }

@@ -25,7 +25,7 @@ double uniform(int64_t key, int64_t token) {
 }
 
 struct Race {
-    int64_t key, first = 0;
+    int64_t key, first = -1;
     double best = 0;
 
     void enter(int64_t token, double weight) {

@@ -1,13 +1,12 @@
 // Rows times 8-bit weights, for processors whose own products of 8 bits are slow, saturate, or want weights packed anew.
 //
 // out[row][channel] = scales[channel] * sum over k of x[row][k] * values[channel][k], all of them contiguous. Each row is
-// rounded to 16 bits of its largest number, and its products are summed as integers, which is exact: a row's result hangs
-// on nothing but itself. Weights, of -127 to 127, are widened in registers, so that only one byte of each is read. Built by
+// rounded to 16 bits of its largest number, and its products are summed as integers, then these sums in one order: a row's
+// result hangs on nothing but itself. Weights, of -127 to 127, are widened in registers, so that only one byte of each is read. Built by
 // kernels.py, called by products.py and compiled steps.
 
 #include <algorithm>
 #include <cmath>
-#include <omp.h>
 #include <vector>
 
 #include "vectors.h"
