@@ -6,7 +6,6 @@ once, and the piece itself causally, in two halves; all are put together by thei
 blocks (Dao et al. 2022, 2205.14135). With a mask, and keys repeated for each head, that took 1.4 times as long.
 """
 
-import ctypes
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from llmsvc.engine.kernels import kernels
+from llmsvc.engine.kernels import kernels, run_kernel
 
 NAME = "chunks"
 PIECE = 16
@@ -116,15 +115,12 @@ def attend_up_to(
 
     ``query``: (rows, heads, new, size); keys and values, (rows, shared heads, length, size), are of one layout.
     """
-    ours, positions = kernels(), positions.contiguous()
-    assert ours is not None
+    positions = positions.contiguous()
     rows, heads, new, size = query.shape
     out = query.new_empty(rows, new, heads, size)
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (query, key, value, positions, out))
     sizes = (rows, heads, key.shape[1], new, size, *query.stride()[:3], *key.stride()[:2])
-    ours.llmsvc_attend(
-        *pointers, ctypes.c_float(size**-0.5 if scale is None else scale), *(ctypes.c_int64(number) for number in sizes)
-    )
+    factor = float(size**-0.5 if scale is None else scale)
+    run_kernel("llmsvc_attend", query, key, value, positions, out, factor, *sizes)
     return out
 
 

@@ -263,7 +263,7 @@ def why_not(model: Any) -> str:
         return "its attention is of several kinds"
     if sliding_window(config):
         return "its attention has a sliding window"
-    ways: Ways = next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
+    ways = _ways(model)
     if "widened" in (ways.decode, ways.other):
         return "its weights are widened before they are multiplied"
     if not fits_kernel(kv_shape(config)[2]):
@@ -271,9 +271,13 @@ def why_not(model: Any) -> str:
     return "" if compiler() else "there is no C++ compiler here"
 
 
+def _ways(model: Any) -> Ways:
+    return next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
+
+
 def way_of(model: Any, kind: str) -> str:
     """How a model's step is to multiply its weights. For one row what counts is how fast they are read."""
-    ways: Ways = next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
+    ways = _ways(model)
     return "kernel" if kind == "one" else ways.decode if kind == "rows" else ways.other
 
 

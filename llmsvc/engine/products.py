@@ -7,7 +7,6 @@ product, whose sums are exact too. Of these two a row's result does not hang on 
 prompt was cut into chunks. ``widened``, where there is no kernel: weights are widened before an ordinary product.
 """
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 
 from llmsvc.engine.compute import busy, compute_if_idle
-from llmsvc.engine.kernels import kernels, load_kernels
+from llmsvc.engine.kernels import load_kernels, run_kernel
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +47,9 @@ def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _by_kernel(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    ours, x, (channels, width) = kernels(), x.contiguous(), values.shape
-    assert ours is not None
+    x, (channels, width) = x.contiguous(), values.shape
     out = x.new_empty(x.shape[0], channels)  # not of the default type, which another thread's load may have changed
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, values, scales, out))
-    ours.llmsvc_int8_linear(*pointers, *(ctypes.c_int64(size) for size in (x.shape[0], width, channels)))
+    run_kernel("llmsvc_int8_linear", x, values, scales, out, x.shape[0], width, channels)
     return out
 
 

@@ -1,13 +1,12 @@
 """Chooses the next token of each row from its logits."""
 
-import ctypes
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from llmsvc.engine.kernels import kernels
+from llmsvc.engine.kernels import kernels, run_kernel
 from llmsvc.engine.request import SamplingParams
 
 _NUCLEUS, _WIDER = 512, 8192
@@ -129,11 +128,8 @@ def _free(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor) -> to
 
 def _by_kernel(logits: torch.Tensor, filters: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
     """The same by all filters."""
-    logits, rows = logits.float().contiguous(), logits.shape[0]
-    ours, filters, out = kernels(), filters.float(), keys.new_empty(rows)
-    assert ours is not None
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (logits, filters, keys, out))
-    ours.llmsvc_draw(*pointers, ctypes.c_int64(rows), ctypes.c_int64(logits.shape[1]))
+    logits, out = logits.float().contiguous(), keys.new_empty(logits.shape[0])
+    run_kernel("llmsvc_draw", logits, filters, keys, out, *logits.shape)
     return out
 
 
