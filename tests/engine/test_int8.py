@@ -20,7 +20,7 @@ from llmsvc.engine.products import WAYS, Ways
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
-    width=st.sampled_from([7, 32, 96, 100, 576]),
+    width=st.sampled_from([7, 32, 96, 100, 576, 1100, 3001]),
     channels=st.sampled_from([1, 48, 61]),
     rows=st.integers(1, 70),
     scale=st.floats(1e-3, 1e3),

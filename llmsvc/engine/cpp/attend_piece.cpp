@@ -50,9 +50,11 @@ void turn(const float* keys, int64_t count, int64_t size, float* out) {
 // The product of R rows of `count` numbers with as many rows of W vectors; MORE: added to what is there.
 template <bool MORE, int R, int W>
 void multiply(const float* const* left, const float* right, int64_t by, int64_t count, float* const* out) {
-    Floats sums[R][W] = {};
-    for (int r = 0; r < R && MORE; r++)
-        for (int w = 0; w < W; w++) sums[r][w] = load(out[r] + w * WIDE);
+    Floats sums[R][W];
+#pragma GCC unroll 8  // sums that are counted through would be kept in memory
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int w = 0; w < W; w++) sums[r][w] = MORE ? load(out[r] + w * WIDE) : Floats{};
     for (int64_t k = 0; k < count; k++) {
         Floats some[W];
         for (int w = 0; w < W; w++) some[w] = pinned(load(right + k * by + w * WIDE));
@@ -61,7 +63,9 @@ void multiply(const float* const* left, const float* right, int64_t by, int64_t 
             for (int w = 0; w < W; w++) sums[r][w] = added(one, some[w], sums[r][w]);
         }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
         for (int w = 0; w < W; w++) store(out[r] + w * WIDE, sums[r][w]);
 }
 

@@ -1,9 +1,12 @@
 // Rows times 8-bit weights, for processors whose own products of 8 bits are slow, saturate, or want weights packed anew.
 //
 // out[row][channel] = scales[channel] * sum over k of x[row][k] * values[channel][k], all of them contiguous. Each row is
-// rounded to 16 bits of its largest number, and its products are summed as integers, then these sums in one order: a row's
-// result hangs on nothing but itself. Weights, of -127 to 127, are widened in registers, so that only one byte of each is read. Built by
-// kernels.py, called by products.py and compiled steps.
+// rounded to whole numbers whose products with weights, of -127 to 127, are summed without an error: a row's result hangs on
+// nothing but itself, in whatever order it is summed. Built by kernels.py, called by products.py and compiled steps.
+//
+// Of few rows each vector holds columns of one channel's weights, widened in registers, so that only one byte of each is
+// read. For many, a few channels at a time are first laid side by side, as BLIS packs its panels (Van Zee and van de
+// Geijn 2015): a vector then holds sums of several channels, and none has to be added up across it.
 
 #include <algorithm>
 #include <cmath>
@@ -16,7 +19,10 @@ namespace {
 constexpr int64_t CACHED = 1 << 18;  // bytes of weights that a core's cache keeps while all rows go by
 constexpr int64_t LINE = 64;  // bytes
 constexpr int64_t PAIRS = 2 * WIDE;
-constexpr int64_t EXACT = 4096;  // so many products, in WIDE sums, do not overflow 32 bits: 4096 / 8 * 32767 * 127 < 2^31
+constexpr int64_t EXACT = 1024;  // columns whose products' sum does not overflow 32 bits: 1024 * 127 * 16512 < 2^31
+constexpr int64_t MANY = 24;  // rows for which it pays to pack weights
+constexpr int64_t PACKED = 2 * WIDE;  // channels
+constexpr int TALL = MANY_REGISTERS ? 12 : 6;  // rows of a tile beside packed weights, whose sums stay in registers
 
 struct alignas(LINE) Line {
     int16_t numbers[LINE / 2];
@@ -29,17 +35,19 @@ struct Product {
     const float* scales;
     float* out;
     int64_t width, channels;
+    int64_t stride;  // from row to row of x, even
+    int64_t size;  // of a part of the columns, EXACT at most and even
 };
 
-// Sums of products over the next `width` columns, no more than EXACT.
+// Sums of products over the next `width` columns, of which a vector's lanes hold no more than EXACT.
 template <int ROWS, int CHANNELS>
-void part(const Product& p, const int16_t* x, const int8_t* values, int64_t width, float (&out)[ROWS][CHANNELS]) {
+void part(const Product& p, const int16_t* x, const int8_t* values, int64_t width, double (&out)[ROWS][CHANNELS]) {
     Ints sums[ROWS][CHANNELS] = {};
     const auto step = [&](int64_t k) {
         Shorts weights[CHANNELS];
         for (int c = 0; c < CHANNELS; c++) weights[c] = pinned(widened(values + c * p.width + k));
         for (int r = 0; r < ROWS; r++) {
-            const Shorts some = load(x + r * p.width + k);
+            const Shorts some = load(x + r * p.stride + k);
             for (int c = 0; c < CHANNELS; c++) sums[r][c] = pinned(added(some, weights[c], sums[r][c]));
         }
     };
@@ -53,27 +61,27 @@ void part(const Product& p, const int16_t* x, const int8_t* values, int64_t widt
     for (; k + PAIRS <= width; k += PAIRS) step(k);
     for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < CHANNELS; c++) {
-            out[r][c] = total(__builtin_convertvector(sums[r][c], Floats));
-            for (int64_t rest = k; rest < width; rest++)
-                out[r][c] += float(x[r * p.width + rest] * values[c * p.width + rest]);
+            out[r][c] = total(sums[r][c]);
+            for (int64_t rest = k; rest < width; rest++) out[r][c] += x[r * p.stride + rest] * values[c * p.width + rest];
         }
 }
 
 template <int ROWS, int CHANNELS>
 void tile(const Product& p, int64_t row, int64_t channel) {
-    const int16_t* x = p.x + row * p.width;
+    const int16_t* x = p.x + row * p.stride;
     const int8_t* values = p.values + channel * p.width;
-    float sums[ROWS][CHANNELS];
-    part(p, x, values, std::min(EXACT, p.width), sums);
-    for (int64_t k = EXACT; k < p.width; k += EXACT) {
-        float more[ROWS][CHANNELS];
-        part(p, x + k, values + k, std::min(EXACT, p.width - k), more);
+    const int64_t size = p.size * WIDE;
+    double sums[ROWS][CHANNELS];
+    part(p, x, values, std::min(size, p.width), sums);
+    for (int64_t k = size; k < p.width; k += size) {
+        double more[ROWS][CHANNELS];
+        part(p, x + k, values + k, std::min(size, p.width - k), more);
         for (int r = 0; r < ROWS; r++)
             for (int c = 0; c < CHANNELS; c++) sums[r][c] += more[r][c];
     }
     for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < CHANNELS; c++)
-            p.out[(row + r) * p.channels + channel + c] = sums[r][c] * p.steps[row + r] * p.scales[channel + c];
+            p.out[(row + r) * p.channels + channel + c] = float(sums[r][c]) * p.steps[row + r] * p.scales[channel + c];
 }
 
 template <int ROWS, int CHANNELS>
@@ -82,21 +90,119 @@ void tiles(const Product& p, int64_t row, int64_t from, int64_t to) {
     for (; from < to; from++) tile<ROWS, 1>(p, row, from);
 }
 
-// One row to 16 bits, and what one of them is worth: no number if the row has one that is none, or infinite.
-float rounded(const float* x, int64_t width, int16_t* out) {
-    Floats most = Floats{} + 1e-30f, odd = {};
+void few(const Product& p, int64_t rows, int64_t from, int64_t to) {
+    for (int64_t row = 0, left = rows; left; left = rows - row) {
+        // No single row is left behind others: its sums would wait for each other.
+        const int64_t some = left < 4 ? left : left == 5 || left == 6 || left == 9 ? 3 : 4;
+        switch (some) {
+            case 1: tiles<1, 8>(p, row, from, to); break;
+            case 2: tiles<2, MANY_REGISTERS ? 8 : 4>(p, row, from, to); break;
+            case 3: tiles<3, MANY_REGISTERS ? 8 : 3>(p, row, from, to); break;
+            default: tiles<4, MANY_REGISTERS ? 6 : 2>(p, row, from, to);
+        }
+        row += some;
+    }
+}
+
+// The next `width` columns of PACKED channels, two by two: (pairs, PACKED, 2). Behind an odd number of them are zeros.
+void pack(const Product& p, const int8_t* values, int64_t width, int16_t* out) {
+    int64_t k = 0;
+#ifdef __AVX2__
+    for (; k + 16 <= width; k += 16)
+        for (int64_t c = 0; c < PACKED; c += 8) {
+            __m128i a[8], b[8];  // of 8 channels: pairs of columns change places with channels
+            for (int n = 0; n < 8; n++)
+                a[n] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + (c + n) * p.width + k));
+            for (int n = 0; n < 8; n += 2) {
+                b[n] = _mm_unpacklo_epi16(a[n], a[n + 1]);
+                b[n + 1] = _mm_unpackhi_epi16(a[n], a[n + 1]);
+            }
+            for (int n = 0; n < 8; n += 4)
+                for (int i = 0; i < 2; i++) {
+                    a[n + 2 * i] = _mm_unpacklo_epi32(b[n + i], b[n + i + 2]);
+                    a[n + 2 * i + 1] = _mm_unpackhi_epi32(b[n + i], b[n + i + 2]);
+                }
+            for (int n = 0; n < 8; n++) {
+                const __m128i &low = a[n / 2], &high = a[n / 2 + 4];
+                const __m128i pairs = n % 2 ? _mm_unpackhi_epi64(low, high) : _mm_unpacklo_epi64(low, high);
+                int16_t* const to = out + (k / 2 + n) * 2 * PACKED + 2 * c;
+                _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_cvtepi8_epi16(pairs));
+            }
+        }
+#endif
+    for (; k < width; k += 2)
+        for (int64_t c = 0; c < PACKED; c++) {
+            int16_t* const pair = out + k * PACKED + 2 * c;
+            pair[0] = values[c * p.width + k];
+            pair[1] = k + 1 < width ? values[c * p.width + k + 1] : 0;
+        }
+}
+
+// Adds the products of the next `width` columns to `sums`, (rows, PACKED), or to nothing if they are the first; the last
+// ones go out.
+template <int ROWS>
+void panel(const Product& p, int64_t row, int64_t channel, int64_t from, int64_t width, const int16_t* packed, double* sums) {
+    const int16_t* x = p.x + row * p.stride + from;
+    Ints here[ROWS][2] = {};
+    for (int64_t k = 0; k < width; k += 2, packed += 2 * PACKED) {
+        const Shorts weights[2] = {pinned(load(packed)), pinned(load(packed + PACKED))};
+        for (int r = 0; r < ROWS; r++) {
+            const Shorts some = pinned(everywhere(x + r * p.stride + k));
+            for (int v = 0; v < 2; v++) here[r][v] = pinned(added(some, weights[v], here[r][v]));
+        }
+    }
+    const bool last = from + width >= p.width;
+#pragma GCC unroll 16  // sums that are counted through would be kept in memory
+    for (int r = 0; r < ROWS; r++) {
+        const Floats step = all(p.steps[row + r]);
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; v++) {
+            double* const so_far = sums + (row + r) * PACKED + v * WIDE;
+            Floats sum = __builtin_convertvector(here[r][v], Floats);
+            if (from || !last) sum = summed(here[r][v], so_far, from);
+            if (!last) continue;
+            const int64_t own = channel + v * WIDE;
+            store(p.out + (row + r) * p.channels + own, sum * step * load(p.scales + own));
+        }
+    }
+}
+
+void many(const Product& p, int64_t rows, int64_t channel) {
+    static thread_local std::vector<double> sums;
+    if (const size_t need = rows * PACKED; sums.size() < need) sums.resize(need);
+    alignas(LINE) int16_t packed[EXACT * PACKED];
+    for (int64_t from = 0; from < p.width; from += p.size) {
+        const int64_t width = std::min(p.size, p.width - from);
+        pack(p, p.values + channel * p.width + from, width, packed);
+        const auto some = [&](int64_t row, auto count) {
+            panel<decltype(count)::value>(p, row, channel, from, width, packed, sums.data());
+            return row + count;
+        };
+        int64_t row = 0;
+        while (row + TALL <= rows) row = some(row, std::integral_constant<int, TALL>());
+        while (row + 4 <= rows) row = some(row, std::integral_constant<int, 4>());
+        if (row + 2 <= rows) row = some(row, std::integral_constant<int, 2>());
+        if (row < rows) some(row, std::integral_constant<int, 1>());
+    }
+}
+
+// One row to whole numbers up to `most`, and what one of them is worth: no number if the row has one that is none, or
+// infinite.
+float rounded(const float* x, int64_t width, float most, int16_t* out) {
+    Floats sizes = Floats{} + 1e-30f, odd = {};
     int64_t k = 0;
     for (; k + WIDE <= width; k += WIDE) {
         const Floats some = load(x + k), size = some < 0.0f ? -some : some;
-        most = size > most ? size : most;
+        sizes = size > sizes ? size : sizes;
         odd += some * 0.0f;
     }
-    float largest = most[0], none = total(odd);
-    for (int n = 1; n < WIDE; n++) largest = std::max(largest, most[n]);
+    float largest = sizes[0], none = total(odd);
+    for (int n = 1; n < WIDE; n++) largest = std::max(largest, sizes[n]);
     for (; k < width; k++) largest = std::max(largest, std::fabs(x[k])), none += x[k] * 0.0f;
-    const float by = 32767.0f / largest;
+    const float by = most / largest;
     for (k = 0; k < width; k++) out[k] = int16_t(__builtin_rintf(x[k] * by));
-    return largest / 32767.0f + none;
+    if (width % 2) out[width] = 0;
+    return largest / most + none;
 }
 
 }  // namespace
@@ -105,37 +211,30 @@ extern "C" void llmsvc_int8_linear(
     const float* x, const int8_t* values, const float* scales, float* out, int64_t rows, int64_t width, int64_t channels) {
     static thread_local std::vector<Line> memory;  // kept: what is new is cleared by the system, page by page
     static thread_local std::vector<float> worth;
-    if (const size_t need = rows * width / (LINE / 2) + 1; memory.size() < need) memory.resize(need);
+    const int64_t stride = (width + 1) / 2 * 2, parts = (width + EXACT - 1) / EXACT;
+    const int64_t size = ((width + parts - 1) / parts + LINE / 2 - 1) / (LINE / 2) * (LINE / 2);
+    if (const size_t need = rows * stride / (LINE / 2) + 1; memory.size() < need) memory.resize(need);
     if (worth.size() < size_t(rows)) worth.resize(rows);
     int16_t* const integers = memory.data()->numbers;
     float* const steps = worth.data();
-    const Product p{integers, steps, values, scales, out, width, channels};
-    const auto round = [=](int64_t row) { steps[row] = rounded(x + row * width, width, integers + row * width); };
-    const bool few = rows < 4;  // to wait for each other takes longer
-    for (int64_t row = 0; few && row < rows; row++) round(row);
+    const Product p{integers, steps, values, scales, out, width, channels, stride, size};
+    const float most = std::min<int64_t>(32767, INT32_MAX / 127 / std::min(size, width));
+    const auto round = [=](int64_t row) { steps[row] = rounded(x + row * width, width, most, integers + row * stride); };
+    const bool alone = rows < 4;  // to wait for each other takes longer
+    for (int64_t row = 0; alone && row < rows; row++) round(row);
     constexpr int64_t SOME = 24;  // a multiple of all tiles' channels
-    const int64_t most = std::max<int64_t>(1, CACHED / width / SOME), share = (channels / 16 + SOME - 1) / SOME;
-    const int64_t block = std::min(most, std::max<int64_t>(share, 1)) * SOME;
+    const int64_t at_most = std::max<int64_t>(1, CACHED / width / SOME), share = (channels / 16 + SOME - 1) / SOME;
+    const int64_t block = std::min(at_most, std::max<int64_t>(share, 1)) * SOME;
+    const int64_t whole = rows < MANY ? 0 : channels / PACKED * PACKED;
 #pragma omp parallel
     {
-        if (!few) {
+        if (!alone) {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < rows; row++) round(row);
         }
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t channel = 0; channel < whole; channel += PACKED) many(p, rows, channel);
 #pragma omp for schedule(dynamic)
-        for (int64_t from = 0; from < channels; from += block) {
-            const int64_t to = std::min(from + block, channels);
-            for (int64_t row = 0, left = rows; left; left = rows - row) {
-                // No single row is left behind others: its sums would wait for each other.
-                const int64_t some = left < 4 ? left : left == 5 || left == 6 || left == 9 ? 3 : 4;
-                switch (some) {
-                    case 1: tiles<1, 8>(p, row, from, to); break;
-                    case 2: tiles<2, MANY_REGISTERS ? 8 : 4>(p, row, from, to); break;
-                    case 3: tiles<3, MANY_REGISTERS ? 8 : 3>(p, row, from, to); break;
-                    default: tiles<4, MANY_REGISTERS ? 6 : 2>(p, row, from, to);
-                }
-                row += some;
-            }
-        }
+        for (int64_t from = whole; from < channels; from += block) few(p, rows, from, std::min(from + block, channels));
     }
 }

@@ -52,6 +52,19 @@ inline Shorts widened(const int8_t* from) {
 #endif
 }
 
+// The two numbers at `from`, again and again.
+inline Shorts everywhere(const int16_t* from) {
+    int32_t both;
+    std::memcpy(&both, from, sizeof both);
+#if defined(__AVX512F__)
+    return (Shorts)_mm512_set1_epi32(both);
+#elif defined(__AVX2__)
+    return (Shorts)_mm256_set1_epi32(both);
+#else
+    return (Shorts)(both - Ints{});
+#endif
+}
+
 // What is in a register stays there: gcc 12 would read it again at each use, or put additions off until none is free.
 template <class Vector>
 inline Vector pinned(Vector some) {
@@ -72,7 +85,9 @@ inline Ints added(const Shorts& a, const Shorts& b, const Ints& sums) {
 #elif defined(__AVXVNNI__) && !defined(__AVX512F__)
     return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-    return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    Ints more = sums;  // not as a sum: gcc 12 would make many moves of it
+    asm("vpaddd %1, %0, %0" : "+x"(more) : "x"(_mm256_madd_epi16((__m256i)a, (__m256i)b)));
+    return more;
 #else
     Ints all;
     for (int n = 0; n < WIDE; n++) all[n] = sums[n] + a[2 * n] * b[2 * n] + a[2 * n + 1] * b[2 * n + 1];
@@ -114,18 +129,60 @@ inline float total(const Floats& lanes) {
 #endif
 }
 
+// Without an error.
+inline double total(const Ints& lanes) {
+#ifdef __AVX2__
+#ifdef __AVX512F__
+    const __m512d eight = _mm512_add_pd(
+        _mm512_cvtepi32_pd(_mm512_castsi512_si256((__m512i)lanes)),
+        _mm512_cvtepi32_pd(_mm512_extracti64x4_epi64((__m512i)lanes, 1)));
+    const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
+#else
+    const __m256d four = _mm256_add_pd(
+        _mm256_cvtepi32_pd(_mm256_castsi256_si128((__m256i)lanes)),
+        _mm256_cvtepi32_pd(_mm256_extracti128_si256((__m256i)lanes, 1)));
+#endif
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+#else
+    double sum = 0;
+    for (int n = 0; n < WIDE; n++) sum += lanes[n];
+    return sum;
+#endif
+}
+
+// Adds WIDE numbers to `sums`, of which there are none yet if not `more`; returns them rounded once.
+inline Floats summed(const Ints& numbers, double* sums, bool more) {
+    typedef int32_t HalfInts __attribute__((vector_size(2 * WIDE)));
+    typedef double Doubles __attribute__((vector_size(4 * WIDE)));
+    HalfInts half[2];
+    std::memcpy(half, &numbers, sizeof half);
+    float rounded[WIDE];
+    for (int n = 0; n < 2; n++, sums += WIDE / 2) {
+#if defined(__AVX2__) && !defined(__AVX512F__)  // of __builtin_convertvector gcc 12 makes two halves more
+        Doubles sum = (Doubles)_mm256_cvtepi32_pd((__m128i)half[n]);
+#else
+        Doubles sum = __builtin_convertvector(half[n], Doubles);
+#endif
+        Doubles before = {};
+        if (more) std::memcpy(&before, sums, sizeof before);
+        sum += before;
+        std::memcpy(sums, &sum, sizeof sum);
+        for (int i = 0; i < WIDE / 2; i++) rounded[n * WIDE / 2 + i] = float(sum[i]);
+    }
+    return load(rounded);
+}
+
 // e^x for x <= 0, within 2 units in the last place; 0 far below.
 inline Floats exponential(const Floats& x) {
     const Floats low = all(-87.0f);
     const Floats some = x < low ? low : x;  // what is no number stays none
     const Floats whole = __builtin_convertvector(__builtin_convertvector(some * 1.44269504f - 0.5f, Ints), Floats);
-    const Floats rest = (some - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    Floats sum = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest + 1.0f;
+    const Floats rest = added(whole, all(2.12194440e-4f), added(whole, all(-0.693359375f), some));
+    Floats sum = added(rest, all(1.9875691500e-4f), all(1.3981999507e-3f));
+    for (const float next : {8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        sum = added(sum, rest, all(next));
+    sum = added(sum * rest, rest, rest) + 1.0f;
     const Ints power = (__builtin_convertvector(whole, Ints) + 127) << 23;
     Floats scale;
     std::memcpy(&scale, &power, sizeof scale);
