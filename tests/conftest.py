@@ -58,11 +58,20 @@ def needles(request: pytest.FixtureRequest) -> int:
 
 
 def with_models_of(data_dir: Path, folder: Path) -> Path:
-    """A data directory in ``folder`` that has the other one's models."""
+    """A data directory in ``folder`` that has the other one's models and kernels."""
     own = folder / "data"
     own.mkdir()
     (own / "models").symlink_to(data_dir / "models")
+    copy_kernels(data_dir, own)
     return own
+
+
+def copy_kernels(data_dir: Path, own: Path) -> None:
+    """What has been built in one data directory is taken in the other."""
+    (own / "compiled").mkdir()
+    for pattern in ("*-kernels.so", "*-ways.json"):
+        for file in (data_dir / "compiled").glob(pattern):
+            shutil.copy2(file, own / "compiled")
 
 
 def free_port() -> int:
@@ -191,10 +200,7 @@ def own_data(
     if compiled := request.config.getoption("--compiled"):
         shutil.copytree(compiled, data / "compiled")
     else:
-        (data / "compiled").mkdir()
-        for pattern in ("*-kernels.so", "*-ways.json"):
-            for file in (data_dir / "compiled").glob(pattern):
-                shutil.copy2(file, data / "compiled")
+        copy_kernels(data_dir, data)
     return data
 
 

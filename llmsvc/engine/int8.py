@@ -1,4 +1,4 @@
-"""Linear layers with 8-bit weights for CPUs, and activations that keep 16 bits or more.
+"""Linear layers with 8-bit weights for CPUs, and activations that keep 15 bits or more.
 
 Weights: symmetric, one scale for each output channel (as LLM.int8(), Dettmers et al. 2022, without its outliers).
 """

@@ -1,8 +1,8 @@
 """How rows are multiplied with 8-bit weights on a CPU: three ways, of which each processor is given its fastest.
 
-``kernel``: ours, cpp/int8.cpp. It rounds each row to 16-bit integers, widens weights in registers and sums the
-products as integers. ``integers``: the processor's own 8-bit products, where it has fast ones (VNNI, AMX; without,
-torch computes them one by one). The 16-bit integers are split into two 8-bit halves; both are multiplied in one
+``kernel``: ours, cpp/int8.cpp. It rounds each row to integers of 15 to 16 bits, widens weights and sums the products as
+integers. ``integers``: the processor's own 8-bit products, where it has fast ones (VNNI, AMX; without, torch computes
+them one by one). Rows are rounded to 16 bits, which are split into two 8-bit halves; both are multiplied in one
 product, whose sums are exact too. Of these two a row's result does not hang on what else is in the batch, nor on how a
 prompt was cut into chunks. ``widened``, where there is no kernel: weights are widened before an ordinary product.
 """
@@ -120,7 +120,7 @@ def _sample(rows: int, width: int, channels: int) -> tuple[torch.Tensor, torch.T
 def _is_right(way: str) -> bool:
     """Whether a way computes what it should here: some CPUs' instructions saturate."""
     x, values, scales = _sample(71, 1301, 67)
-    x[0], x[:, 3] = 3.0, 40.0
+    x[:, 3], x[0], values[0] = 40.0, 3.0, 127  # of which one sum is as large as they get
     try:
         for some in (x[:1], x[:6], x):
             exact = some.double() @ (values.double() * scales.double()[:, None]).t()

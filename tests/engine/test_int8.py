@@ -20,7 +20,7 @@ from llmsvc.engine.products import WAYS, Ways
 @settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
-    width=st.sampled_from([7, 32, 96, 100, 576, 1100, 3001]),
+    width=st.sampled_from([7, 32, 96, 100, 576, 1023, 1100, 17_001]),
     channels=st.sampled_from([1, 48, 61]),
     rows=st.integers(1, 70),
     scale=st.floats(1e-3, 1e3),
@@ -34,9 +34,10 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(
     linear = nn.Linear(width, channels)
     linear.weight.data = torch.randn(channels, width, generator=generator)
     linear.bias.data = torch.randn(channels, generator=generator)
+    linear.weight.data[-1] = 1  # its sums are as large as they get
     layer = Int8Linear(linear, Ways(way, way))
     x = scale * torch.randn(rows, width, generator=generator)
-    x[0] = 0
+    x[-1], x[0] = scale, 0
     out = layer(x)
     rounded = layer.values.double() * layer.scales.double()[:, None]
     exact = x.double() @ rounded.t() + linear.bias.double()
@@ -44,7 +45,7 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(
     assert bool(((out - exact).abs() <= size / 32512 + 1e-5 * exact.abs() + 1e-6).all())
     for row in (0, rows - 1):
         alone = layer(x[row : row + 1])[0]
-        near = 1e-5 * float(size[row].max()) if way == "widened" else 0
+        near = 1e-4 * float(size[row].max()) if way == "widened" else 0
         assert float((alone - out[row]).abs().max()) <= near
 
 

@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t CACHED = 1 << 18;  // bytes of weights that a core's cache keeps while all rows go by
 constexpr int64_t LINE = 64;  // bytes
 constexpr int64_t PAIRS = 2 * WIDE;
-constexpr int64_t EXACT = 1024;  // columns whose products' sum does not overflow 32 bits: 1024 * 127 * 16512 < 2^31
+constexpr int64_t EXACT = 1024;  // columns whose products' sum does not overflow 32 bits: 1024 * 127 * 16513 < 2^31
 constexpr int64_t MANY = 24;  // rows for which it pays to pack weights
 constexpr int64_t PACKED = 2 * WIDE;  // channels
 constexpr int TALL = MANY_REGISTERS ? 12 : 6;  // rows of a tile beside packed weights, whose sums stay in registers
@@ -200,7 +200,10 @@ float rounded(const float* x, int64_t width, float most, int16_t* out) {
     for (int n = 1; n < WIDE; n++) largest = std::max(largest, sizes[n]);
     for (; k < width; k++) largest = std::max(largest, std::fabs(x[k])), none += x[k] * 0.0f;
     const float by = most / largest;
-    for (k = 0; k < width; k++) out[k] = int16_t(__builtin_rintf(x[k] * by));
+    for (k = 0; k < width; k++) {
+        const float whole = __builtin_rintf(x[k] * by);
+        out[k] = int16_t(whole == whole ? whole : 0.0f);
+    }
     if (width % 2) out[width] = 0;
     return largest / most + none;
 }

@@ -6,6 +6,7 @@
 #endif
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #ifdef __AVX2__
 #include <immintrin.h>
 #endif
