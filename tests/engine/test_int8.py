@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import CONFIGS, Collected, kept_kernels, tiny
 from torch import nn
@@ -30,6 +30,7 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(
 ) -> None:
     if way not in right_ways():
         pytest.skip("this machine cannot")
+    assume(way != "widened" or width < 17_001)  # so many numbers of 32 bits add up to nearly the same only
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(width, channels)
     linear.weight.data = torch.randn(channels, width, generator=generator)
@@ -45,7 +46,7 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(
     assert bool(((out - exact).abs() <= size / 32512 + 1e-5 * exact.abs() + 1e-6).all())
     for row in (0, rows - 1):
         alone = layer(x[row : row + 1])[0]
-        near = 1e-4 * float(size[row].max()) if way == "widened" else 0
+        near = 1e-5 * float(size[row].max()) if way == "widened" else 0
         assert float((alone - out[row]).abs().max()) <= near
 
 
