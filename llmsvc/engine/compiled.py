@@ -150,7 +150,7 @@ class KernelLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
     def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.llmsvc.int8_linear(rows.contiguous(), self.values, self.scales)
+        out: torch.Tensor = torch.ops.llmsvc.int8_linears(rows.contiguous(), [self.values], [self.scales])
         return out
 
 
@@ -163,20 +163,27 @@ class IntegerLinear(KernelLinear):
         return (product[:count].float() * 256 + product[count:].float()) * step * self.scales
 
 
-_LINEAR = """
-void llmsvc_int8_linear(const float*, const int8_t*, const float*, float*, int64_t, int64_t, int64_t);
-AOTITorchError aoti_torch_cpu_int8_linear(AtenTensorHandle x, AtenTensorHandle values, AtenTensorHandle scales,
-                                          AtenTensorHandle* out) {
-    void *from, *weights, *factors, *to;
-    int64_t sizes[2], width;
-    aoti_torch_get_size(x, 0, &sizes[0]), aoti_torch_get_size(x, 1, &width), aoti_torch_get_size(values, 0, &sizes[1]);
+_LINEARS = """
+void llmsvc_int8_linears(const float*, const int8_t* const*, const float* const*, const int64_t*, int64_t, float*,
+                         int64_t, int64_t);
+AOTITorchError aoti_torch_cpu_int8_linears(AtenTensorHandle x, const AtenTensorHandle* values, int64_t count,
+                                           const AtenTensorHandle* scales, int64_t, AtenTensorHandle* out) {
+    std::vector<void*> weights(count), factors(count);
+    std::vector<int64_t> channels(count);
+    void *from, *to;
+    int64_t sizes[2] = {}, width;
+    for (int64_t n = 0; n < count; n++) {
+        aoti_torch_get_data_ptr(values[n], &weights[n]), aoti_torch_get_data_ptr(scales[n], &factors[n]);
+        aoti_torch_get_size(values[n], 0, &channels[n]), sizes[1] += channels[n];
+    }
+    aoti_torch_get_size(x, 0, &sizes[0]), aoti_torch_get_size(x, 1, &width);
     const int64_t strides[] = {sizes[1], 1};
     if (aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, out))
         return AOTI_TORCH_FAILURE;
-    aoti_torch_get_data_ptr(x, &from), aoti_torch_get_data_ptr(values, &weights);
-    aoti_torch_get_data_ptr(scales, &factors), aoti_torch_get_data_ptr(*out, &to);
-    llmsvc_int8_linear(static_cast<float*>(from), static_cast<int8_t*>(weights), static_cast<float*>(factors),
-                       static_cast<float*>(to), sizes[0], width, sizes[1]);
+    aoti_torch_get_data_ptr(x, &from), aoti_torch_get_data_ptr(*out, &to);
+    llmsvc_int8_linears(static_cast<float*>(from), reinterpret_cast<int8_t**>(weights.data()),
+                        reinterpret_cast<float**>(factors.data()), channels.data(), count, static_cast<float*>(to),
+                        sizes[0], width);
     return AOTI_TORCH_SUCCESS;
 }
 """
@@ -212,13 +219,15 @@ AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle ke
 def _know_kernels() -> dict[Any, list[str]]:
     """Tell torch of the kernels as operators of which steps can be made; returns how they are to call them."""
     exact = (torch.Tag.needs_exact_strides,)  # views of the cache stay views
-    torch.library.define("llmsvc::int8_linear", "(Tensor x, Tensor values, Tensor scales) -> Tensor")
-    torch.library.register_fake("llmsvc::int8_linear", lambda x, values, _: x.new_empty(x.shape[0], values.shape[0]))
+    torch.library.define("llmsvc::int8_linears", "(Tensor x, Tensor[] values, Tensor[] scales) -> Tensor")
+    torch.library.register_fake(
+        "llmsvc::int8_linears", lambda x, values, _: x.new_empty(x.shape[0], sum(some.shape[0] for some in values))
+    )
     schema = "(Tensor query, Tensor keys, Tensor values, Tensor looking, float scale) -> Tensor"
     torch.library.define("llmsvc::attend", schema, tags=exact)
     torch.library.register_fake("llmsvc::attend", lambda query, *_: query.new_empty(query.transpose(1, 2).shape))
     ours = torch.ops.llmsvc
-    return {ours.int8_linear.default: [_LINEAR], ours.attend.default: [_ATTEND]}
+    return {ours.int8_linears.default: [_LINEARS], ours.attend.default: [_ATTEND]}
 
 
 class _Step(nn.Module):
@@ -317,6 +326,36 @@ def _written(module: nn.Module, given: Any, found: Any) -> Any:
     return tuple(part.contiguous().as_strided(part.shape, part.stride()) for part in found)
 
 
+def _merge_linears(exported: Any) -> None:
+    """Have layers that read the same rows do so in one call: they are rounded once, and threads meet once."""
+    aten, linears = torch.ops.aten, torch.ops.llmsvc.int8_linears.default
+    only_named = (aten.view.default, aten.reshape.default, aten.contiguous.default, aten.clone.default)
+    graph = exported.graph
+    calls: dict[Any, list[Any]] = {}
+    for node in graph.nodes:
+        if node.target is linears:
+            rows = node.args[0]
+            while rows.target in only_named:
+                rows = rows.args[0]
+            calls.setdefault(rows, []).append(node)
+
+    def call(target: Any, *arguments: Any) -> Any:
+        node = graph.call_function(target, arguments)
+        node.meta["val"] = target(*torch.fx.node.map_arg(arguments, lambda one: one.meta["val"]))
+        return node
+
+    for nodes in (nodes for nodes in calls.values() if len(nodes) > 1):
+        with graph.inserting_before(nodes[0]):
+            values, scales = ([node.args[which][0] for node in nodes] for which in (1, 2))
+            merged, at = call(linears, nodes[0].args[0], values, scales), 0
+            for node in nodes:
+                end = at + node.meta["val"].shape[1]
+                node.replace_all_uses_with(call(aten.slice.Tensor, merged, 1, at, end))
+                graph.erase_node(node)
+                at = end
+    exported.graph_module.recompile()
+
+
 def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
     """Compile a step of the model whose config.json is in ``config_dir``; ``out`` is complete or not there."""
     torch.set_grad_enabled(False)
@@ -362,6 +401,7 @@ def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,
     )
+    _merge_linears(exported)
     package, half = out.with_suffix(f".{os.getpid()}.pt2"), out.with_suffix(f".{os.getpid()}.so")
     options = {
         "aot_inductor.package_constants_in_so": False,

@@ -50,6 +50,29 @@ def test_a_product_is_nearly_exact_and_hangs_on_its_own_row(
         assert float((alone - out[row]).abs().max()) <= near
 
 
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10_000),
+    width=st.sampled_from([7, 96, 576, 1300]),
+    channels=st.lists(st.sampled_from([1, 16, 61, 192]), min_size=1, max_size=4),
+    rows=st.sampled_from([1, 3, 23, 24, 70, 100, 331]),
+)
+def test_layers_of_the_same_rows_are_multiplied_together_as_each_alone(
+    seed: int, width: int, channels: list[int], rows: int
+) -> None:
+    if "kernel" not in right_ways():
+        pytest.skip("this machine has no kernel")
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, width, generator=generator)
+    layers = [quantize(torch.randn(some, width, generator=generator)) for some in channels]
+    values, scales = (torch.tensor([layer[which].data_ptr() for layer in layers]) for which in (0, 1))
+    together = torch.full((rows, sum(channels)), torch.nan)
+    kernels.run_kernel(
+        "llmsvc_int8_linears", x, values, scales, torch.tensor(channels), len(layers), together, rows, width
+    )
+    assert torch.equal(together, torch.cat([WAYS["kernel"](x, *layer) for layer in layers], 1))
+
+
 @functools.cache
 def right_ways() -> list[str]:
     products.choose(kept_kernels())  # builds the kernel

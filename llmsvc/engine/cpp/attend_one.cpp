@@ -23,6 +23,8 @@ void block(
         Floats dots[4][HEADS] = {};
         const float* keys[4];
         for (int n = 0; n < 4; n++) keys[n] = first_key + (n < here ? p + n : p) * a.size;
+        const float* const soon = first_value + p * a.size;  // values come while keys are computed with
+        for (int64_t k = 0; k < here * a.size; k += 16) __builtin_prefetch(soon + k, 0, 2);
         for (int64_t k = 0; k < a.size; k += WIDE)
             for (int h = 0; h < HEADS; h++) {
                 const Floats some = load(query + h * a.query_by_head + k);

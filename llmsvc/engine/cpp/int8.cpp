@@ -10,6 +10,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <omp.h>
+#include <utility>
 #include <vector>
 
 #include "vectors.h"
@@ -22,6 +25,7 @@ constexpr int64_t PAIRS = 2 * WIDE;
 constexpr int64_t EXACT = 1024;  // columns whose products' sum does not overflow 32 bits: 1024 * 127 * 16513 < 2^31
 constexpr int64_t MANY = 24;  // rows for which it pays to pack weights
 constexpr int64_t PACKED = 2 * WIDE;  // channels
+constexpr int64_t SMALL = 48;  // rows
 constexpr int TALL = MANY_REGISTERS ? 12 : 6;  // rows of a tile beside packed weights, whose sums stay in registers
 
 struct alignas(LINE) Line {
@@ -35,8 +39,14 @@ struct Product {
     const float* scales;
     float* out;
     int64_t width, channels;
-    int64_t stride;  // from row to row of x, even
+    int64_t stride, out_stride;  // from row to row of x, even, and of out
     int64_t size;  // of a part of the columns, EXACT at most and even
+};
+
+// What one thread computes at a time: some rows of the channels [from, to).
+struct Task {
+    const Product* product;
+    int64_t from, to, row, rows;
 };
 
 // Sums of products over the next `width` columns, of which a vector's lanes hold no more than EXACT.
@@ -81,7 +91,7 @@ void tile(const Product& p, int64_t row, int64_t channel) {
     }
     for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < CHANNELS; c++)
-            p.out[(row + r) * p.channels + channel + c] = float(sums[r][c]) * p.steps[row + r] * p.scales[channel + c];
+            p.out[(row + r) * p.out_stride + channel + c] = float(sums[r][c]) * p.steps[row + r] * p.scales[channel + c];
 }
 
 template <int ROWS, int CHANNELS>
@@ -90,8 +100,10 @@ void tiles(const Product& p, int64_t row, int64_t from, int64_t to) {
     for (; from < to; from++) tile<ROWS, 1>(p, row, from);
 }
 
-void few(const Product& p, int64_t rows, int64_t from, int64_t to) {
-    for (int64_t row = 0, left = rows; left; left = rows - row) {
+void few(const Task& task) {
+    const Product& p = *task.product;
+    const auto [from, to] = std::pair(task.from, task.to);
+    for (int64_t row = task.row, left = task.rows; left; left = task.row + task.rows - row) {
         // No single row is left behind others: its sums would wait for each other.
         const int64_t some = left < 4 ? left : left == 5 || left == 6 || left == 9 ? 3 : 4;
         switch (some) {
@@ -157,32 +169,43 @@ void panel(const Product& p, int64_t row, int64_t channel, int64_t from, int64_t
         const Floats step = all(p.steps[row + r]);
 #pragma GCC unroll 2
         for (int v = 0; v < 2; v++) {
-            double* const so_far = sums + (row + r) * PACKED + v * WIDE;
+            double* const so_far = sums + r * PACKED + v * WIDE;
             Floats sum = __builtin_convertvector(here[r][v], Floats);
             if (from || !last) sum = summed(here[r][v], so_far, from);
             if (!last) continue;
             const int64_t own = channel + v * WIDE;
-            store(p.out + (row + r) * p.channels + own, sum * step * load(p.scales + own));
+            store(p.out + (row + r) * p.out_stride + own, sum * step * load(p.scales + own));
         }
     }
 }
 
-void many(const Product& p, int64_t rows, int64_t channel) {
-    static thread_local std::vector<double> sums;
-    if (const size_t need = rows * PACKED; sums.size() < need) sums.resize(need);
+// Tiles of ROWS rows, from `row` on; returns the first one that is left.
+template <int ROWS>
+int64_t panels(const Task& task, int64_t row, int64_t from, int64_t width, const int16_t* packed, double* sums, const int8_t* next) {
+    const int64_t bytes = width * PACKED, end = task.row + task.rows;
+    for (; row + ROWS <= end; row += ROWS) {
+        // Few bytes of each of many channels are packed at a time: too many places for the processor to foresee.
+        const int64_t done = row - task.row, last = (done + ROWS) * bytes / task.rows;
+        for (int64_t at = done * bytes / task.rows; at < last; at += LINE) __builtin_prefetch(next + at);
+        panel<ROWS>(*task.product, row, task.from, from, width, packed, sums + done * PACKED);
+    }
+    return row;
+}
+
+// The weights at `next` are packed soon.
+void many(const Task& task, const int8_t* next) {
+    const Product& p = *task.product;
+    static thread_local std::vector<double> memory;
+    if (const size_t need = task.rows * PACKED; memory.size() < need) memory.resize(need);
+    double* const sums = memory.data();
     alignas(LINE) int16_t packed[EXACT * PACKED];
-    for (int64_t from = 0; from < p.width; from += p.size) {
+    for (int64_t from = 0; from < p.width; from += p.size, next += p.size * PACKED) {
         const int64_t width = std::min(p.size, p.width - from);
-        pack(p, p.values + channel * p.width + from, width, packed);
-        const auto some = [&](int64_t row, auto count) {
-            panel<decltype(count)::value>(p, row, channel, from, width, packed, sums.data());
-            return row + count;
-        };
-        int64_t row = 0;
-        while (row + TALL <= rows) row = some(row, std::integral_constant<int, TALL>());
-        while (row + 4 <= rows) row = some(row, std::integral_constant<int, 4>());
-        if (row + 2 <= rows) row = some(row, std::integral_constant<int, 2>());
-        if (row < rows) some(row, std::integral_constant<int, 1>());
+        pack(p, p.values + task.from * p.width + from, width, packed);
+        int64_t row = panels<TALL>(task, task.row, from, width, packed, sums, next);
+        row = panels<4>(task, row, from, width, packed, sums, next);
+        row = panels<2>(task, row, from, width, packed, sums, next);
+        panels<1>(task, row, from, width, packed, sums, next);
     }
 }
 
@@ -208,36 +231,72 @@ float rounded(const float* x, int64_t width, float most, int16_t* out) {
     return largest / most + none;
 }
 
+// In the order in which they are begun. Returns how many of them are of packed weights.
+int64_t divide(const std::vector<Product>& products, int64_t rows, std::vector<Task>& tasks) {
+    constexpr int64_t BLOCK = 24;  // channels, a multiple of all tiles'
+    tasks.clear();
+    const auto packed = [&](const Product& p) { return rows < MANY ? 0 : p.channels / PACKED * PACKED; };
+    int64_t left = 0;
+    for (const Product& p : products) left += packed(p) / PACKED;
+    for (const Product& p : products)
+        for (int64_t channel = 0; channel < packed(p); channel += PACKED, left--) {
+            // The last ones are small, or some threads would wait long for others.
+            const int64_t parts = left > 2 * omp_get_max_threads() ? 1 : std::max<int64_t>(1, rows / SMALL);
+            const int64_t some = (rows + parts * TALL - 1) / (parts * TALL) * TALL;
+            for (int64_t row = 0; row < rows; row += some)
+                tasks.push_back({&p, channel, channel + PACKED, row, std::min(some, rows - row)});
+        }
+    const int64_t count = tasks.size();
+    for (const Product& p : products) {
+        const int64_t at_most = std::max<int64_t>(1, CACHED / p.width / BLOCK), share = (p.channels / 16 + BLOCK - 1) / BLOCK;
+        const int64_t block = std::min(at_most, std::max<int64_t>(share, 1)) * BLOCK;
+        for (int64_t from = packed(p); from < p.channels; from += block)
+            tasks.push_back({&p, from, std::min(from + block, p.channels), 0, rows});
+    }
+    return count;
+}
+
 }  // namespace
 
-extern "C" void llmsvc_int8_linear(
-    const float* x, const int8_t* values, const float* scales, float* out, int64_t rows, int64_t width, int64_t channels) {
+// The same rows times the weights of `count` layers, whose results stand side by side in `out`.
+extern "C" void llmsvc_int8_linears(
+    const float* x, const int8_t* const* values, const float* const* scales, const int64_t* channels, int64_t count, float* out,
+    int64_t rows, int64_t width) {
     static thread_local std::vector<Line> memory;  // kept: what is new is cleared by the system, page by page
     static thread_local std::vector<float> worth;
+    static thread_local std::vector<Product> products;
+    static thread_local std::vector<Task> tasks;
     const int64_t stride = (width + 1) / 2 * 2, parts = (width + EXACT - 1) / EXACT;
     const int64_t size = ((width + parts - 1) / parts + LINE / 2 - 1) / (LINE / 2) * (LINE / 2);
     if (const size_t need = rows * stride / (LINE / 2) + 1; memory.size() < need) memory.resize(need);
     if (worth.size() < size_t(rows)) worth.resize(rows);
     int16_t* const integers = memory.data()->numbers;
     float* const steps = worth.data();
-    const Product p{integers, steps, values, scales, out, width, channels, stride, size};
+    const int64_t out_stride = std::accumulate(channels, channels + count, int64_t(0));
+    products.clear();
+    for (int64_t n = 0; n < count; out += channels[n++])
+        products.push_back({integers, steps, values[n], scales[n], out, width, channels[n], stride, out_stride, size});
     const float most = std::min<int64_t>(32767, INT32_MAX / 127 / std::min(size, width));
     const auto round = [=](int64_t row) { steps[row] = rounded(x + row * width, width, most, integers + row * stride); };
     const bool alone = rows < 4;  // to wait for each other takes longer
     for (int64_t row = 0; alone && row < rows; row++) round(row);
-    constexpr int64_t SOME = 24;  // a multiple of all tiles' channels
-    const int64_t at_most = std::max<int64_t>(1, CACHED / width / SOME), share = (channels / 16 + SOME - 1) / SOME;
-    const int64_t block = std::min(at_most, std::max<int64_t>(share, 1)) * SOME;
-    const int64_t whole = rows < MANY ? 0 : channels / PACKED * PACKED;
+    const int64_t packed = divide(products, rows, tasks), all = tasks.size();
+    const Task* const begin = tasks.data();  // this thread's own, for all
 #pragma omp parallel
     {
         if (!alone) {
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < rows; row++) round(row);
         }
-#pragma omp for schedule(dynamic) nowait
-        for (int64_t channel = 0; channel < whole; channel += PACKED) many(p, rows, channel);
 #pragma omp for schedule(dynamic)
-        for (int64_t from = whole; from < channels; from += block) few(p, rows, from, std::min(from + block, channels));
+        for (int64_t n = 0; n < all; n++) {
+            const Task &task = begin[n], &next = begin[std::min<int64_t>(n + omp_get_num_threads(), all - 1)];
+            n < packed ? many(task, next.product->values + next.from * width) : few(task);
+        }
     }
+}
+
+extern "C" void llmsvc_int8_linear(
+    const float* x, const int8_t* values, const float* scales, float* out, int64_t rows, int64_t width, int64_t channels) {
+    llmsvc_int8_linears(x, &values, &scales, &channels, 1, out, rows, width);
 }
