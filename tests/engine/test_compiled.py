@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from llmsvc.engine import Engine
 from llmsvc.engine.compiled import CompiledStep, library_name
 from llmsvc.engine.int8 import quantize_linears
 from llmsvc.engine.kernels import compiler
+from llmsvc.engine.runner import Runner
 from llmsvc.engine.warmup import Warmup
 
 PROMPTS = {f"p{n}": [(n * 31 + k * 7) % 290 + 5 for k in range(3 + 69 * n)] for n in range(3)}
@@ -116,6 +118,43 @@ def test_a_piece_says_the_same_wherever_it_begins(folder: Path, tokenizer: Any) 
         assert engine.compiled == KINDS
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, compiled: bool) -> None:
+    """Read in a piece, behind any cut, or generated alone or in company: so no answer hangs on what was cached."""
+    model, tokens = rounded(), [(n * 17) % 290 + 5 for n in range(300)]
+    runner = Runner(model, 3, 512)
+    runner.prefill(0, tokens[:9], 0)  # the first pass of all is the model's own
+    if compiled:
+        steps = {kind: CompiledStep(folder / library_name(model, kind), model) for kind in KINDS}
+        runner.compiled = steps.copy()
+
+    def held(slot: int) -> list[torch.Tensor]:
+        keys_and_values = (part for layer in runner._cache.layers for part in (layer.keys, layer.values))
+        return [part[slot, :, : len(tokens)].clone() for part in keys_and_values]
+
+    def in_pieces(*cuts: int) -> torch.Tensor:
+        for start, end in pairwise((0, *cuts)):
+            runner.prefill(0, tokens[start:end], start, 0)
+        return runner.prefill(0, tokens[cuts[-1] :], cuts[-1])[0]
+
+    def in_steps(slots: tuple[int, ...]) -> torch.Tensor:
+        for slot in slots:
+            runner.prefill(slot, tokens[:130], 0, 0)
+        for n in range(130, len(tokens)):
+            logits = runner.decode(dict.fromkeys(slots, tokens[n]), [n] * 4)
+        return logits[0]
+
+    said = in_pieces(256)
+    before = held(0)
+    for again in (in_pieces(299), in_pieces(1, 2, 70, 298), in_steps((0,)), in_steps((0, 1, 2))):
+        assert torch.equal(again, said)
+        assert all(map(torch.equal, held(0), before))
+    assert set(runner.compiled) == (KINDS if compiled else set())
+    if compiled:
+        for step in steps.values():
+            step.close()
 
 
 def test_a_damaged_library_is_made_again(tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,30 +1,48 @@
-// Attention of a piece of a text, of several tokens in each row.
+// Attention of a piece of a text, of one token or several in each row.
 //
 // Queries of neighbouring tokens, and of the heads that share keys, go together through blocks of positions: scores are a
 // small product of matrices, then weights, then another product (FlashAttention, Dao et al. 2022, 2205.14135). Blocks, and
 // spans of them, begin at fixed places and are put together in their order: a token's result hangs neither on how its text
-// was cut into pieces nor on how many compute. Built by kernels.py, called by chunk_attention.py and compiled steps.
+// was cut into pieces nor on how many compute, and what was generated is to the bit what is read of it later. Built by
+// kernels.py, called by chunk_attention.py and compiled steps.
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <omp.h>
 #include <vector>
 
-#include "attention.h"
 #include "vectors.h"
 
 namespace {
 
-constexpr int64_t SPAN = 512;  // positions whose result may be computed apart
+// The tokens of each row see the positions up to their own. Strides are counted in numbers; those of one head's size lie
+// side by side.
+struct Attention {
+    const float* query;  // (rows, heads, tokens, size)
+    const float* keys;  // (rows, shared, positions, size): each is shared by heads / shared, positions side by side
+    const float* values;
+    const int64_t* positions;  // (rows, tokens)
+    float* out;  // (rows, tokens, heads, size), side by side
+    float scale;
+    int64_t rows, heads, shared, tokens, size;
+    int64_t query_by_row, query_by_head, query_by_token, by_row, by_head;
+};
+
+constexpr float NOTHING = -INFINITY;
+constexpr int64_t BLOCK = 128;  // positions that are read together; a multiple of WIDE
+constexpr int64_t SPAN = 256;  // positions whose result may be computed apart
 constexpr int64_t QUERIES = 96;  // at once, or those of one token
 constexpr int64_t MOST = 1 << 24;  // numbers of spans that are computed apart
-constexpr int ROWS = 6, WIDTH = 2;  // queries and vectors of a tile, whose sums stay in registers
+constexpr int64_t TURNED = 32;  // keys at once, a multiple of WIDE
+constexpr int ROWS = 6;  // queries of a tile, whose sums stay in registers
 
-// Blocks of `count` keys side by side: (size, BLOCK).
+// `count` keys side by side: (size, TURNED).
 void turn(const float* keys, int64_t count, int64_t size, float* out) {
     int64_t n = 0;
 #ifdef __AVX2__
-    for (; n + 8 <= count; n += 8)
+    for (; n + 8 <= count; n += 8) {
+        for (int64_t k = 8 * size; k < 16 * size; k += 16) __builtin_prefetch(keys + n * size + k);  // those that follow
         for (int64_t k = 0; k < size; k += 8) {
             __m256 a[8], b[8];
             for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(keys + (n + i) * size + k);
@@ -38,13 +56,14 @@ void turn(const float* keys, int64_t count, int64_t size, float* out) {
                     a[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + j + 2], 0xee);
                 }
             for (int i = 0; i < 4; i++) {
-                _mm256_storeu_ps(out + (k + i) * BLOCK + n, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-                _mm256_storeu_ps(out + (k + i + 4) * BLOCK + n, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+                _mm256_storeu_ps(out + (k + i) * TURNED + n, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+                _mm256_storeu_ps(out + (k + i + 4) * TURNED + n, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
             }
         }
+    }
 #endif
     for (; n < count; n++)
-        for (int64_t k = 0; k < size; k++) out[k * BLOCK + n] = keys[n * size + k];
+        for (int64_t k = 0; k < size; k++) out[k * TURNED + n] = keys[n * size + k];
 }
 
 // The product of R rows of `count` numbers with as many rows of W vectors; MORE: added to what is there.
@@ -56,11 +75,21 @@ void multiply(const float* const* left, const float* right, int64_t by, int64_t 
 #pragma GCC unroll 8
         for (int w = 0; w < W; w++) sums[r][w] = MORE ? load(out[r] + w * WIDE) : Floats{};
     for (int64_t k = 0; k < count; k++) {
-        Floats some[W];
-        for (int w = 0; w < W; w++) some[w] = pinned(load(right + k * by + w * WIDE));
-        for (int r = 0; r < R; r++) {
-            const Floats one = all(left[r][k]);
-            for (int w = 0; w < W; w++) sums[r][w] = added(one, some[w], sums[r][w]);
+        const float* const next = right + k * by;
+        if constexpr (R < W) {  // registers hold the fewer ones
+            Floats one[R];
+            for (int r = 0; r < R; r++) one[r] = pinned(all(left[r][k]));
+            for (int w = 0; w < W; w++) {
+                const Floats some = load(next + w * WIDE);
+                for (int r = 0; r < R; r++) sums[r][w] = added(one[r], some, sums[r][w]);
+            }
+        } else {
+            Floats some[W];
+            for (int w = 0; w < W; w++) some[w] = pinned(load(next + w * WIDE));
+            for (int r = 0; r < R; r++) {
+                const Floats one = all(left[r][k]);
+                for (int w = 0; w < W; w++) sums[r][w] = added(one, some[w], sums[r][w]);
+            }
         }
     }
 #pragma GCC unroll 8
@@ -76,6 +105,7 @@ void multiply(const float* const* left, const float* right, int64_t by, int64_t 
         at += step;
         for (int r = 0; r < R; r++) out[r] += step;
     };
+    constexpr int WIDTH = R > 3 ? 2 : 4;  // vectors of a tile
     for (; at + WIDTH * WIDE <= width; go_on(WIDTH * WIDE)) multiply<MORE, R, WIDTH>(left, right + at, by, count, out);
     for (; at < width; go_on(WIDE)) multiply<MORE, R, 1>(left, right + at, by, count, out);
 }
@@ -99,16 +129,17 @@ void multiply(
     }
 }
 
-// Queries of `tokens` tokens and the heads that share keys, token by token, and where they are on their way.
+// Queries of some tokens and the heads that share keys, token by token, and where they are on their way.
 struct Queries {
-    int64_t count, group, size;
+    int64_t count = 0, group = 0, size = 0;
     std::vector<const float*> query, weight_rows;
     std::vector<int64_t> seen;  // positions that each may see
     std::vector<float> turned, weights, largest, sums, out;
 
-    Queries(const Attention& a, int64_t row, int64_t head, int64_t first, int64_t tokens)
-        : count(tokens * (a.heads / a.shared)), group(a.heads / a.shared), size(a.size), query(count), weight_rows(count),
-          seen(count), turned(size * BLOCK), weights(count * BLOCK), largest(count), sums(count), out(count * size) {
+    void begin(const Attention& a, int64_t row, int64_t head, int64_t first, int64_t tokens) {
+        group = a.heads / a.shared, count = tokens * group, size = a.size;
+        query.resize(count), weight_rows.resize(count), seen.resize(count), largest.resize(count), sums.resize(count);
+        turned.resize(size * TURNED), weights.resize(count * BLOCK), out.resize(count * size);
         for (int64_t q = 0; q < count; q++) {
             const int64_t token = first + q / group, own = head * group + q % group;
             query[q] = a.query + row * a.query_by_row + own * a.query_by_head + token * a.query_by_token;
@@ -126,8 +157,11 @@ struct Queries {
         std::fill(out.begin(), out.end(), 0.0f);
         for (; from < to; from += BLOCK) {
             const int64_t here = std::min(BLOCK, to - from), whole = (here + WIDE - 1) / WIDE * WIDE;
-            turn(keys + from * size, here, size, turned.data());
-            multiply<false>(query.data(), count, turned.data(), BLOCK, size, weights.data(), BLOCK, whole);
+            for (int64_t n = 0; n < here; n += TURNED) {
+                turn(keys + (from + n) * size, std::min(TURNED, here - n), size, turned.data());
+                const int64_t some = std::min(TURNED, whole - n);
+                multiply<false>(query.data(), count, turned.data(), TURNED, size, &weights[n], BLOCK, some);
+            }
             for (int64_t q = 0; q < count; q++) weigh(q, seen[q] - from, whole, scale);
             for (int64_t q = 0; q < count; q += ROWS) read(q, std::min<int64_t>(ROWS, count - q), values + from * size, from, here);
         }
@@ -191,9 +225,7 @@ void join(float* all, float largest, float sum, const float* out, int64_t size) 
     for (int64_t k = 0; k < size; k++) all[2 + k] = all[2 + k] * rest + out[k] * share;
 }
 
-}  // namespace
-
-void attend_piece(const Attention& a) {
+void attend(const Attention& a) {
     const int64_t group = a.heads / a.shared, some = std::min(a.tokens, std::max<int64_t>(1, QUERIES / group));
     const int64_t parts = (a.tokens + some - 1) / some, tasks = a.rows * a.shared * parts, size = a.size;
     const int64_t spans = (*std::max_element(a.positions, a.positions + a.rows * a.tokens) + SPAN) / SPAN;
@@ -215,9 +247,11 @@ void attend_piece(const Attention& a) {
         for (int64_t both = 0; both < tasks * steps; both++) {
             const int64_t task = both / steps, row = task / parts / a.shared, head = task / parts % a.shared;
             const int64_t at = row * a.by_row + head * a.by_head;
-            Queries queries(a, row, head, first_of(task), std::min(some, a.tokens - first_of(task)));
+            static thread_local Queries queries;  // whose memory is kept
+            static thread_local std::vector<float> all;
+            queries.begin(a, row, head, first_of(task), std::min(some, a.tokens - first_of(task)));
             const int64_t end = queries.furthest();
-            std::vector<float> all(apart ? 0 : queries.count * place);
+            all.assign(apart ? 0 : queries.count * place, 0.0f);
             for (int64_t q = 0; q < queries.count && !apart; q++) all[q * place] = NOTHING;
             for (int64_t span = both % steps; span < spans && span * SPAN < end; span += steps) {
                 queries.span(a.keys + at, a.values + at, span * SPAN, std::min(end, (span + 1) * SPAN), a.scale);
@@ -249,11 +283,13 @@ void attend_piece(const Attention& a) {
     }
 }
 
+}  // namespace
+
 extern "C" void llmsvc_attend(
     const float* query, const float* keys, const float* values, const int64_t* positions, float* out, float scale,
     int64_t rows, int64_t heads, int64_t shared, int64_t tokens, int64_t size, int64_t query_by_row, int64_t query_by_head,
     int64_t query_by_token, int64_t by_row, int64_t by_head) {
     const Attention a{query,  keys, values,       positions,     out,            scale,  rows,   heads, shared,
                       tokens, size, query_by_row, query_by_head, query_by_token, by_row, by_head};
-    tokens == 1 ? attend_one(a) : attend_piece(a);
+    attend(a);
 }
