@@ -331,28 +331,36 @@ def _merge_linears(exported: Any) -> None:
     aten, linears = torch.ops.aten, torch.ops.llmsvc.int8_linears.default
     only_named = (aten.view.default, aten.reshape.default, aten.contiguous.default, aten.clone.default)
     graph = exported.graph
-    calls: dict[Any, list[Any]] = {}
+    graph.eliminate_dead_code()
+
+    def origin(node: Any) -> Any:
+        while node.target in only_named:
+            node = node.args[0]
+        return node
+
+    changed, calls = set(), dict[Any, list[Any]]()
     for node in graph.nodes:
         if node.target is linears:
-            rows = node.args[0]
-            while rows.target in only_named:
-                rows = rows.args[0]
-            calls.setdefault(rows, []).append(node)
+            calls.setdefault((origin(node.args[0]), node.args[0].meta["val"].shape[1]), []).append(node)
+        elif getattr(getattr(node.target, "_schema", None), "is_mutable", False):
+            changed.add(origin(node.args[0]))
 
     def call(target: Any, *arguments: Any) -> Any:
         node = graph.call_function(target, arguments)
         node.meta["val"] = target(*torch.fx.node.map_arg(arguments, lambda one: one.meta["val"]))
         return node
 
-    for nodes in (nodes for nodes in calls.values() if len(nodes) > 1):
+    for nodes in (nodes for (rows, _), nodes in calls.items() if len(nodes) > 1 and rows not in changed):
         with graph.inserting_before(nodes[0]):
             values, scales = ([node.args[which][0] for node in nodes] for which in (1, 2))
             merged, at = call(linears, nodes[0].args[0], values, scales), 0
             for node in nodes:
                 end = at + node.meta["val"].shape[1]
                 node.replace_all_uses_with(call(aten.slice.Tensor, merged, 1, at, end))
-                graph.erase_node(node)
                 at = end
+        for node in nodes:
+            graph.erase_node(node)
+    graph.lint()
     exported.graph_module.recompile()
 
 
@@ -407,6 +415,8 @@ def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
         "aot_inductor.package_constants_in_so": False,
         "aot_inductor.compile_wrapper_opt_level": "O0",
         "aot_inductor.custom_ops_to_c_shims": calls,
+        # A single row is summed by one thread, in the order in which it is where there are more of them.
+        **({"cpp.min_chunk_size": 2**16} if kind == "one" else {}),
     }
     try:
         torch._inductor.aoti_compile_and_package(exported, package_path=str(package), inductor_configs=options)

@@ -1,6 +1,8 @@
 """Compiled decode steps: the same words, kept on the disk, and nothing lost where they cannot be had."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -10,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Collected, kept_kernels, tiny
+from tiny import SIZE, Collected, kept_kernels, tiny
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmsvc.engine import Engine
-from llmsvc.engine.compiled import CompiledStep, library_name
+from llmsvc.engine.compiled import CompiledStep, library_name, way_of
 from llmsvc.engine.int8 import quantize_linears
 from llmsvc.engine.kernels import compiler
 from llmsvc.engine.runner import Runner
@@ -121,38 +124,79 @@ def test_a_piece_says_the_same_wherever_it_begins(folder: Path, tokenizer: Any) 
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, compiled: bool) -> None:
+def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any, compiled: bool) -> None:
     """Read in a piece, behind any cut, or generated alone or in company: so no answer hangs on what was cached."""
     model, tokens = rounded(), [(n * 17) % 290 + 5 for n in range(300)]
+    if {way_of(model, kind) for kind in KINDS} != {"kernel"}:
+        pytest.skip("steps multiply in several ways here")
     runner = Runner(model, 3, 512)
     runner.prefill(0, tokens[:9], 0)  # the first pass of all is the model's own
     if compiled:
-        steps = {kind: CompiledStep(folder / library_name(model, kind), model) for kind in KINDS}
-        runner.compiled = steps.copy()
+        engine = Engine(model, tokenizer, window=512, slots=3, compiled=folder)
+        until(lambda: engine.compiled == KINDS)
+        engine.close()
+        runner.compiled = {kind: CompiledStep(folder / library_name(model, kind), model) for kind in KINDS}
+    steps = dict(runner.compiled)
 
     def held(slot: int) -> list[torch.Tensor]:
-        keys_and_values = (part for layer in runner._cache.layers for part in (layer.keys, layer.values))
-        return [part[slot, :, : len(tokens)].clone() for part in keys_and_values]
+        """What is in the cache, of which then nothing is left."""
+        parts = [part[slot, :, : len(tokens)] for layer in runner._cache.layers for part in (layer.keys, layer.values)]
+        copies = [part.clone() for part in parts]
+        for part in parts:
+            part.fill_(torch.nan)
+        return copies
 
     def in_pieces(*cuts: int) -> torch.Tensor:
         for start, end in pairwise((0, *cuts)):
             runner.prefill(0, tokens[start:end], start, 0)
-        return runner.prefill(0, tokens[cuts[-1] :], cuts[-1])[0]
+        return runner.prefill(0, tokens[cuts[-1] :], cuts[-1])
 
     def in_steps(slots: tuple[int, ...]) -> torch.Tensor:
         for slot in slots:
             runner.prefill(slot, tokens[:130], 0, 0)
         for n in range(130, len(tokens)):
             logits = runner.decode(dict.fromkeys(slots, tokens[n]), [n] * 4)
-        return logits[0]
+        return logits
 
-    said = in_pieces(256)
-    before = held(0)
-    for again in (in_pieces(299), in_pieces(1, 2, 70, 298), in_steps((0,)), in_steps((0, 1, 2))):
-        assert torch.equal(again, said)
-        assert all(map(torch.equal, held(0), before))
-    assert set(runner.compiled) == (KINDS if compiled else set())
-    if compiled:
+    try:
+        (said,), before = in_pieces(256), held(0)
+        for slots, again in (
+            ((0,), lambda: in_pieces(299)),
+            ((0,), lambda: in_pieces(1, 2, 70, 298)),
+            ((0,), lambda: in_steps((0,))),
+            ((0, 1, 2), lambda: in_steps((0, 1, 2))),
+        ):
+            for slot, logits in zip(slots, again(), strict=True):
+                assert torch.equal(logits, said)
+                assert all(map(torch.equal, held(slot), before))
+        assert runner.compiled == steps
+    finally:
+        for step in steps.values():
+            step.close()
+
+
+def test_a_row_is_summed_alone_as_it_is_among_others(tmp_path: Path) -> None:
+    """So wide that a compiler would have several threads add up a single row."""
+    config = LlamaConfig(**{**SIZE, "hidden_size": 2048, "num_hidden_layers": 1, "head_dim": 16})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    quantize_linears(model, kept_kernels())
+    if {way_of(model, kind) for kind in KINDS} != {"kernel"}:
+        pytest.skip("steps multiply in several ways here")
+    model.config.save_pretrained(tmp_path)
+    tokens = [(n * 17) % 290 + 5 for n in range(40)]
+    runner = Runner(model, 1, 512)
+    runner.prefill(0, tokens[:9], 0)
+    for kind in ("one", "chunk"):
+        command = [sys.executable, "-m", "llmsvc.engine.compiled", tmp_path, kind, tmp_path / f"{kind}.so", "kernel"]
+        subprocess.run(command, check=True, capture_output=True)
+    steps = {kind: CompiledStep(tmp_path / f"{kind}.so", model) for kind in ("one", "chunk")}
+    try:
+        runner.compiled = dict(steps)
+        together = runner.prefill(0, tokens, 0, len(tokens))
+        alone = [runner.prefill(0, [token], n)[0] for n, token in enumerate(tokens)]
+        assert torch.equal(torch.stack(alone), together)
+    finally:
         for step in steps.values():
             step.close()
 

@@ -34,7 +34,7 @@ constexpr int64_t BLOCK = 128;  // positions that are read together; a multiple 
 constexpr int64_t SPAN = 256;  // positions whose result may be computed apart
 constexpr int64_t QUERIES = 96;  // at once, or those of one token
 constexpr int64_t MOST = 1 << 24;  // numbers of spans that are computed apart
-constexpr int64_t TURNED = 32;  // keys at once, a multiple of WIDE
+constexpr int64_t TURNED = 4 * WIDE;  // keys at once
 constexpr int ROWS = 6;  // queries of a tile, whose sums stay in registers
 
 // `count` keys side by side: (size, TURNED).
