@@ -138,9 +138,11 @@ class KernelLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        shape = linear.weight.shape
-        self.register_buffer("values", torch.empty(shape, dtype=torch.int8))  # takes no memory until it is written to
-        self.register_buffer("scales", torch.empty(shape[0]))
+        # None of it takes memory until it is written to.
+        (channels, width), coarse = linear.weight.shape, getattr(linear, "of_4_bits", False)
+        records = torch.empty(channels // 16, width // 32, 320, dtype=torch.uint8)
+        self.register_buffer("values", records if coarse else torch.empty(channels, width, dtype=torch.int8))
+        self.register_buffer("scales", torch.empty(0 if coarse else channels))
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -174,7 +176,10 @@ AOTITorchError aoti_torch_cpu_int8_linears(AtenTensorHandle x, const AtenTensorH
     int64_t sizes[2] = {}, width;
     for (int64_t n = 0; n < count; n++) {
         aoti_torch_get_data_ptr(values[n], &weights[n]), aoti_torch_get_data_ptr(scales[n], &factors[n]);
-        aoti_torch_get_size(values[n], 0, &channels[n]), sizes[1] += channels[n];
+        int64_t dimensions;
+        aoti_torch_get_dim(values[n], &dimensions), aoti_torch_get_size(values[n], 0, &channels[n]);
+        if (dimensions == 3) factors[n] = nullptr, channels[n] *= 16;
+        sizes[1] += channels[n];
     }
     aoti_torch_get_size(x, 0, &sizes[0]), aoti_torch_get_size(x, 1, &width);
     const int64_t strides[] = {sizes[1], 1};
@@ -220,9 +225,11 @@ def _know_kernels() -> dict[Any, list[str]]:
     """Tell torch of the kernels as operators of which steps can be made; returns how they are to call them."""
     exact = (torch.Tag.needs_exact_strides,)  # views of the cache stay views
     torch.library.define("llmsvc::int8_linears", "(Tensor x, Tensor[] values, Tensor[] scales) -> Tensor")
-    torch.library.register_fake(
-        "llmsvc::int8_linears", lambda x, values, _: x.new_empty(x.shape[0], sum(some.shape[0] for some in values))
-    )
+
+    def multiplied(x: torch.Tensor, values: list[torch.Tensor], _: list[torch.Tensor]) -> torch.Tensor:
+        return x.new_empty(x.shape[0], sum(some.shape[0] * (16 if some.dim() == 3 else 1) for some in values))
+
+    torch.library.register_fake("llmsvc::int8_linears", multiplied)
     schema = "(Tensor query, Tensor keys, Tensor values, Tensor looking, float scale) -> Tensor"
     torch.library.define("llmsvc::attend", schema, tags=exact)
     torch.library.register_fake("llmsvc::attend", lambda query, *_: query.new_empty(query.transpose(1, 2).shape))
@@ -294,7 +301,7 @@ def library_name(model: Any, kind: str) -> str:
     """A file name that changes with all that a step depends on."""
     sources = [
         Path(__file__).with_name(name).read_text()
-        for name in ("chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py", "products.py")
+        for name in ("blocks.py", "chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py", "products.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
     parts = (model.config.to_json_string(), *versions, kernels_name(), way_of(model, kind), *sources)
@@ -370,6 +377,8 @@ def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
     config = AutoConfig.from_pretrained(config_dir, local_files_only=True)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for name in getattr(config, "weights_of_4_bits", ()):
+        model.get_submodule(name).of_4_bits = True
     replace_linears(model, KernelLinear if way == "kernel" else IntegerLinear)
     for name, module in model.named_modules():
         if name.endswith("rotary_emb"):

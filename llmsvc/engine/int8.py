@@ -1,15 +1,18 @@
 """Linear layers with 8-bit weights for CPUs, and activations that keep 15 bits or more.
 
-Weights: symmetric, one scale for each output channel (as LLM.int8(), Dettmers et al. 2022, without its outliers).
+Weights: symmetric, one scale for each output channel (as LLM.int8(), Dettmers et al. 2022, without its outliers). Those
+that have 4 bits already keep them, where there is a kernel (blocks.py); their activations have 8 bits in each block.
 """
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from llmsvc.engine.blocks import has_blocks, in_blocks
 from llmsvc.engine.compute import compute_if_idle
 from llmsvc.engine.products import WAYS, Ways, choose
 
@@ -33,11 +36,16 @@ class Int8Linear(nn.Module):
     """Takes the place of a linear layer."""
 
     values: torch.Tensor
+    """int8 of shape (out, in), or the records of weights of 4 bits."""
     scales: torch.Tensor
+    """(out,), or none."""
 
-    def __init__(self, linear: nn.Linear, ways: Ways) -> None:
+    def __init__(self, linear: nn.Linear, ways: Ways, blocks: bool = False) -> None:
+        """``blocks``: whether weights that have 4 bits are to keep them."""
         super().__init__()
-        values, scales = compute_if_idle(quantize, linear.weight.detach())
+        weight = linear.weight.detach()
+        records = compute_if_idle(in_blocks, weight) if blocks else None
+        values, scales = (records, torch.empty(0)) if records is not None else compute_if_idle(quantize, weight)
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
         self.bias, self.ways = linear.bias, ways
@@ -58,7 +66,14 @@ def quantize_linears(
     ``kernels``: where a kernel for their products is kept; None: none is compiled. ``tell`` is told before each which
     share is done; what it raises ends it.
     """
-    replace_linears(model, partial(Int8Linear, ways=choose(kernels)), tell)
+    ways = choose(kernels)
+    blocks = ways == Ways("kernel", "kernel") and has_blocks()
+    replace_linears(model, partial(Int8Linear, ways=ways, blocks=blocks), tell)
+    coarse = [
+        name for name, layer in model.named_modules() if isinstance(layer, Int8Linear) and layer.values.dim() == 3
+    ]
+    config: Any = model.config
+    config.weights_of_4_bits = coarse  # what is compiled for a model depends on it
 
 
 def replace_linears(

@@ -47,7 +47,8 @@ def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _by_kernel(x: torch.Tensor, values: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    x, (channels, width) = x.contiguous(), values.shape
+    x, width = x.contiguous(), x.shape[1]
+    channels = values.shape[0] if values.dim() == 2 else 16 * values.shape[0]
     out = x.new_empty(x.shape[0], channels)  # not of the default type, which another thread's load may have changed
     run_kernel("llmsvc_int8_linear", x, values, scales, out, x.shape[0], width, channels)
     return out

@@ -214,7 +214,8 @@ class Warmup(_Background):
                 self._quiet()
                 last = {s: s + n for s in range(rows)}
                 found += compute(self._runner.decode, last, [x + n for x in lengths])
-        return compute(_near, found)
+        # Activations of 8 bits make much of the last bit, which is another in another order of sums.
+        return compute(_near, found, 0.1 if getattr(self._model.config, "weights_of_4_bits", ()) else 5e-3)
 
     def _is_faster(self, kind: str, step: CompiledStep) -> bool:
         """Whether it takes less time than the model itself, over all sizes together."""
@@ -270,8 +271,8 @@ class PagedWarmup(_Background):
         return None
 
 
-def _near(found: list[torch.Tensor]) -> bool:
-    """Whether the second half of what was found is nearly the first."""
+def _near(found: list[torch.Tensor], share: float) -> bool:
+    """Whether the second half of what was found is the first, up to a share of its largest number."""
     half = len(found) // 2
     mine, theirs = torch.stack(found[:half]), torch.stack(found[half:])
-    return bool((mine - theirs).abs().max() <= 5e-3 * mine.abs().max() + 1e-4)
+    return bool((mine - theirs).abs().max() <= share * mine.abs().max() + 1e-4)

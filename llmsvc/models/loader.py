@@ -130,7 +130,8 @@ def load(
     if plain:
         tokenizer.chat_template = PLAIN_TEMPLATE
     progress("Starting", expected.weights_bytes, expected.weights_bytes)
-    unquantized = "int8 weights" if weights.rounded else "fp32" if weights.precise else "bf16"
+    bits = "4-bit weights" if getattr(model.config, "weights_of_4_bits", ()) else "int8 weights"
+    unquantized = bits if weights.rounded else "fp32" if weights.precise else "bf16"
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SIZE, Collected, kept_kernels, tiny
+from tiny import SIZE, Collected, kept_kernels, of_4_bits, tiny
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmsvc.engine import Engine
+from llmsvc.engine.blocks import has_blocks
 from llmsvc.engine.compiled import CompiledStep, library_name, way_of
 from llmsvc.engine.int8 import quantize_linears
 from llmsvc.engine.kernels import compiler
@@ -176,13 +177,16 @@ def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any
 
 
 def test_a_row_is_summed_alone_as_it_is_among_others(tmp_path: Path) -> None:
-    """So wide that a compiler would have several threads add up a single row."""
+    """So wide that a compiler would have several threads add up a single row; some weights have 4 bits, others 8."""
     config = LlamaConfig(**{**SIZE, "hidden_size": 2048, "num_hidden_layers": 1, "head_dim": 16})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    for layer in (model.model.layers[0].self_attn.k_proj, model.model.layers[0].mlp.up_proj):
+        layer.weight.data = of_4_bits(torch.Generator().manual_seed(0), *layer.weight.shape, 15, -7.5) / 50
     quantize_linears(model, kept_kernels())
     if {way_of(model, kind) for kind in KINDS} != {"kernel"}:
         pytest.skip("steps multiply in several ways here")
+    assert len(model.config.weights_of_4_bits) == (2 if has_blocks() else 0)
     model.config.save_pretrained(tmp_path)
     tokens = [(n * 17) % 290 + 5 for n in range(40)]
     runner = Runner(model, 1, 512)

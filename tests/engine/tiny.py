@@ -76,6 +76,14 @@ def tiny(name: str) -> Any:
     return model
 
 
+def of_4_bits(generator: torch.Generator, channels: int, width: int, levels: int, least: float) -> torch.Tensor:
+    """As GGUF unpacks them. ``levels``: that each block uses, ``least``: of the smallest weights, in steps."""
+    places = torch.randint(levels + 1, (channels, width // 32, 32), generator=generator)
+    places[..., 0], places[..., 1] = 0, levels
+    step = 0.001 + torch.rand(channels, width // 32, 1, generator=generator)
+    return (step * (places + least)).view(channels, width)
+
+
 class Collected:
     """The events of several requests."""
 

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "blocks.h"
 #include "vectors.h"
 
 namespace {
@@ -41,12 +42,14 @@ struct Product {
     int64_t width, channels;
     int64_t stride, out_stride;  // from row to row of x, even, and of out
     int64_t size;  // of a part of the columns, EXACT at most and even
+    const blocks::Rows* blocks;  // of weights of 4 bits, which `values` are then: the rows as those are multiplied
 };
 
 // What one thread computes at a time: some rows of the channels [from, to).
 struct Task {
     const Product* product;
     int64_t from, to, row, rows;
+    bool packed;  // or unpacked: one panel, for many rows
 };
 
 // Sums of products over the next `width` columns, of which a vector's lanes hold no more than EXACT.
@@ -231,56 +234,116 @@ float rounded(const float* x, int64_t width, float most, int16_t* out) {
     return largest / most + none;
 }
 
-// In the order in which they are begun. Returns how many of them are of packed weights.
-int64_t divide(const std::vector<Product>& products, int64_t rows, std::vector<Task>& tasks) {
+// A panel of 4-bit weights. Those at `next` are unpacked soon.
+void many_blocks(const Task& task, const uint8_t* next) {
+    const Product& p = *task.product;
+    const int64_t count = p.width / blocks::COLUMNS, end = task.row + task.rows;
+    const uint8_t* weights = blocks::panel_at(p.values, task.from, count);
+    static thread_local blocks::Unpacked unpacked;
+    for (int64_t from = 0; from < count; from += blocks::PART) {
+        const int64_t some = std::min(blocks::PART, count - from), bytes = some * blocks::RECORD;
+        blocks::unpack(weights + from * blocks::RECORD, some, unpacked);
+        const uint8_t* const ahead = next + from * blocks::RECORD;
+        const auto prefetch = [&](int64_t done, int64_t rows) {
+            const int64_t last = (done + rows) * bytes / task.rows;
+            for (int64_t at = done * bytes / task.rows; at < last; at += LINE) __builtin_prefetch(ahead + at);
+        };
+        float* const out = p.out + task.from;
+        for (int64_t row = task.row; row < end;) {
+            const int64_t left = end - row, now = left >= 6 ? 6 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            prefetch(row - task.row, now);
+            switch (now) {
+                case 6: blocks::panel<6>(*p.blocks, row, from, some, unpacked, out, p.out_stride); break;
+                case 4: blocks::panel<4>(*p.blocks, row, from, some, unpacked, out, p.out_stride); break;
+                case 2: blocks::panel<2>(*p.blocks, row, from, some, unpacked, out, p.out_stride); break;
+                default: blocks::panel<1>(*p.blocks, row, from, some, unpacked, out, p.out_stride);
+            }
+            row += now;
+        }
+    }
+}
+
+void few_blocks(const Task& task) {
+    const Product& p = *task.product;
+    for (int64_t channel = task.from; channel < task.to; channel += blocks::CHANNELS) {
+        const uint8_t* weights = blocks::panel_at(p.values, channel, p.width / blocks::COLUMNS);
+        float* const out = p.out + channel;
+        for (int64_t row = task.row, left = task.rows; left; left = task.row + task.rows - row) {
+            const int64_t now = left == 4 ? 2 : std::min<int64_t>(left, 3);
+            switch (now) {
+                case 1: blocks::tile<1>(*p.blocks, row, weights, out, p.out_stride); break;
+                case 2: blocks::tile<2>(*p.blocks, row, weights, out, p.out_stride); break;
+                default: blocks::tile<3>(*p.blocks, row, weights, out, p.out_stride);
+            }
+            row += now;
+        }
+    }
+}
+
+// In the order in which they are begun.
+void divide(const std::vector<Product>& products, int64_t rows, std::vector<Task>& tasks) {
     constexpr int64_t BLOCK = 24;  // channels, a multiple of all tiles'
     tasks.clear();
-    const auto packed = [&](const Product& p) { return rows < MANY ? 0 : p.channels / PACKED * PACKED; };
+    const auto panel = [](const Product& p) { return p.blocks ? blocks::CHANNELS : PACKED; };
+    const auto packed = [&](const Product& p) {
+        return rows < (p.blocks ? blocks::MANY : MANY) ? 0 : p.channels / panel(p) * panel(p);
+    };
     int64_t left = 0;
-    for (const Product& p : products) left += packed(p) / PACKED;
+    for (const Product& p : products) left += packed(p) / panel(p);
     for (const Product& p : products)
-        for (int64_t channel = 0; channel < packed(p); channel += PACKED, left--) {
+        for (int64_t channel = 0; channel < packed(p); channel += panel(p), left--) {
             // The last ones are small, or some threads would wait long for others.
             const int64_t parts = left > 2 * omp_get_max_threads() ? 1 : std::max<int64_t>(1, rows / SMALL);
             const int64_t some = (rows + parts * TALL - 1) / (parts * TALL) * TALL;
             for (int64_t row = 0; row < rows; row += some)
-                tasks.push_back({&p, channel, channel + PACKED, row, std::min(some, rows - row)});
+                tasks.push_back({&p, channel, channel + panel(p), row, std::min(some, rows - row), true});
         }
-    const int64_t count = tasks.size();
     for (const Product& p : products) {
-        const int64_t at_most = std::max<int64_t>(1, CACHED / p.width / BLOCK), share = (p.channels / 16 + BLOCK - 1) / BLOCK;
-        const int64_t block = std::min(at_most, std::max<int64_t>(share, 1)) * BLOCK;
+        const int64_t unit = p.blocks ? blocks::CHANNELS : BLOCK;
+        const int64_t at_most = std::max<int64_t>(1, CACHED / p.width / unit), share = (p.channels / 16 + unit - 1) / unit;
+        const int64_t block = std::min(at_most, std::max<int64_t>(share, 1)) * unit;
         for (int64_t from = packed(p); from < p.channels; from += block)
-            tasks.push_back({&p, from, std::min(from + block, p.channels), 0, rows});
+            tasks.push_back({&p, from, std::min(from + block, p.channels), 0, rows, false});
     }
-    return count;
 }
 
 }  // namespace
 
-// The same rows times the weights of `count` layers, whose results stand side by side in `out`.
+// The same rows times the weights of `count` layers, whose results stand side by side in `out`. A layer without scales has
+// weights of 4 bits (blocks.h).
 extern "C" void llmsvc_int8_linears(
     const float* x, const int8_t* const* values, const float* const* scales, const int64_t* channels, int64_t count, float* out,
     int64_t rows, int64_t width) {
-    static thread_local std::vector<Line> memory;  // kept: what is new is cleared by the system, page by page
-    static thread_local std::vector<float> worth;
+    static thread_local std::vector<Line> memory, bytes;  // kept: what is new is cleared by the system, page by page
+    static thread_local std::vector<float> worth, worths;
     static thread_local std::vector<Product> products;
     static thread_local std::vector<Task> tasks;
     const int64_t stride = (width + 1) / 2 * 2, parts = (width + EXACT - 1) / EXACT;
     const int64_t size = ((width + parts - 1) / parts + LINE / 2 - 1) / (LINE / 2) * (LINE / 2);
-    if (const size_t need = rows * stride / (LINE / 2) + 1; memory.size() < need) memory.resize(need);
+    const int64_t coarse = std::count(scales, scales + count, nullptr), in_blocks = width / blocks::COLUMNS;
+    if (const size_t need = rows * stride / (LINE / 2) + 1; coarse < count && memory.size() < need) memory.resize(need);
     if (worth.size() < size_t(rows)) worth.resize(rows);
-    int16_t* const integers = memory.data()->numbers;
-    float* const steps = worth.data();
+    if (const size_t need = rows * width / LINE + 1; coarse && bytes.size() < need) bytes.resize(need);
+    if (const size_t need = 2 * rows * in_blocks; coarse && worths.size() < need) worths.resize(need);
+    int16_t* const integers = coarse < count ? memory.data()->numbers : nullptr;
+    int8_t* const small = coarse ? reinterpret_cast<int8_t*>(bytes.data()) : nullptr;
+    float *const steps = worth.data(), *const by_block = worths.data(), *const sums = by_block + rows * in_blocks;
+    const blocks::Rows in_bytes{small, by_block, sums, width};
     const int64_t out_stride = std::accumulate(channels, channels + count, int64_t(0));
     products.clear();
     for (int64_t n = 0; n < count; out += channels[n++])
-        products.push_back({integers, steps, values[n], scales[n], out, width, channels[n], stride, out_stride, size});
+        products.push_back({integers, steps, values[n], scales[n], out, width, channels[n], stride, out_stride, size,
+                            scales[n] ? nullptr : &in_bytes});
     const float most = std::min<int64_t>(32767, INT32_MAX / 127 / std::min(size, width));
-    const auto round = [=](int64_t row) { steps[row] = rounded(x + row * width, width, most, integers + row * stride); };
+    const auto round = [=](int64_t row) {
+        const float* const from = x + row * width;
+        if (coarse < count) steps[row] = rounded(from, width, most, integers + row * stride);
+        if (coarse) blocks::round(from, width, small + row * width, by_block + row * in_blocks, sums + row * in_blocks);
+    };
     const bool alone = rows < 4;  // to wait for each other takes longer
     for (int64_t row = 0; alone && row < rows; row++) round(row);
-    const int64_t packed = divide(products, rows, tasks), all = tasks.size();
+    divide(products, rows, tasks);
+    const int64_t all = tasks.size();
     const Task* const begin = tasks.data();  // this thread's own, for all
 #pragma omp parallel
     {
@@ -291,7 +354,14 @@ extern "C" void llmsvc_int8_linears(
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < all; n++) {
             const Task &task = begin[n], &next = begin[std::min<int64_t>(n + omp_get_num_threads(), all - 1)];
-            n < packed ? many(task, next.product->values + next.from * width) : few(task);
+            const Product& p = *next.product;
+            const int8_t* const soon = p.blocks
+                ? reinterpret_cast<const int8_t*>(blocks::panel_at(p.values, next.from, in_blocks))
+                : p.values + next.from * width;
+            if (task.product->blocks)
+                task.packed ? many_blocks(task, reinterpret_cast<const uint8_t*>(soon)) : few_blocks(task);
+            else
+                task.packed ? many(task, soon) : few(task);
         }
     }
 }
