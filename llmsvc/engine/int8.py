@@ -45,7 +45,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         records = compute_if_idle(in_blocks, weight) if blocks else None
-        values, scales = (records, torch.empty(0)) if records is not None else compute_if_idle(quantize, weight)
+        values, scales = (
+            (records, torch.empty(0, dtype=torch.float32)) if records is not None else compute_if_idle(quantize, weight)
+        )
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
         self.bias, self.ways = linear.bias, ways

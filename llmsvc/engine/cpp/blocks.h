@@ -32,7 +32,7 @@ inline const uint8_t* panel_at(const void* weights, int64_t channel, int64_t cou
 }
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-constexpr bool HERE = true;
+#define HAS_BLOCKS
 
 inline void round(const float* x, int64_t width, int8_t* out, float* steps, float* sums) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -50,7 +50,7 @@ inline void round(const float* x, int64_t width, int8_t* out, float* steps, floa
         __m256i whole[4];
         for (int n = 0; n < 4; n++) whole[n] = _mm256_cvtps_epi32(_mm256_mul_ps(some[n], by));
         const __m256i all = _mm256_add_epi32(_mm256_add_epi32(whole[0], whole[1]), _mm256_add_epi32(whole[2], whole[3]));
-        int32_t parts[8], sum = 0;
+        uint32_t parts[8], sum = 0;  // what is no number may overflow
         _mm256_storeu_si256((__m256i*)parts, all);
         for (int n = 0; n < 8; n++) sum += parts[n];
         // Packing leaves the two halves of a vector apart.
@@ -58,7 +58,7 @@ inline void round(const float* x, int64_t width, int8_t* out, float* steps, floa
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         _mm256_storeu_si256((__m256i*)out, _mm256_permutevar8x32_epi32(bytes, order));
         *steps = largest / 127.0f + missing;  // no number if there is one that is none
-        *sums = *steps * float(sum);
+        *sums = *steps * float(int32_t(sum));
     }
 }
 
@@ -164,8 +164,7 @@ void panel(const Rows& x, int64_t row, int64_t first, int64_t count, const Unpac
     for (int r = 0; r < ROWS; r++) std::memcpy(out + (row + r) * out_stride, all[r], sizeof all[r]);
 }
 
-#else
-constexpr bool HERE = false;  // never called
+#else  // never called
 
 struct Unpacked {};
 inline void round(const float*, int64_t, int8_t*, float*, float*) {}

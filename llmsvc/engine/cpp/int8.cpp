@@ -327,7 +327,8 @@ extern "C" void llmsvc_int8_linears(
     if (const size_t need = 2 * rows * in_blocks; coarse && worths.size() < need) worths.resize(need);
     int16_t* const integers = coarse < count ? memory.data()->numbers : nullptr;
     int8_t* const small = coarse ? reinterpret_cast<int8_t*>(bytes.data()) : nullptr;
-    float *const steps = worth.data(), *const by_block = worths.data(), *const sums = by_block + rows * in_blocks;
+    float *const steps = worth.data(), *const by_block = worths.data();
+    float* const sums = coarse ? by_block + rows * in_blocks : nullptr;
     const blocks::Rows in_bytes{small, by_block, sums, width};
     const int64_t out_stride = std::accumulate(channels, channels + count, int64_t(0));
     products.clear();
