@@ -139,6 +139,7 @@ def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any
         runner.compiled = {kind: CompiledStep(folder / library_name(model, kind), model) for kind in KINDS}
     steps = dict(runner.compiled)
 
+    @torch.inference_mode()
     def held(slot: int) -> list[torch.Tensor]:
         """What is in the cache, of which then nothing is left."""
         parts = [part[slot, :, : len(tokens)] for layer in runner._cache.layers for part in (layer.keys, layer.values)]
