@@ -61,7 +61,9 @@ def llmsvc(folder: str, data: str) -> None:
 
     @contextmanager
     def fresh() -> Iterator[Engine]:
-        other = Engine(loaded.model, loaded.tokenizer, window=loaded.window)
+        other = Engine(loaded.model, loaded.tokenizer, window=loaded.window, compiled=compiled)
+        while not other.warm:
+            time.sleep(0.1)
         yield other
         other.close()
 

@@ -51,8 +51,9 @@ class Runner:
 
         Returns the logits of the last ``wanted`` of them, shape (wanted, vocabulary); of none there may be any.
         """
-        # Not in the first pass of all: the model itself says what the cache looks like.
-        compiled = self.compiled if self._cache.used() else {}
+        compiled = self.compiled
+        if compiled and not self._cache.used():  # the model itself says what the cache looks like
+            self._prefill(slot, tokens[:1], start, 1, None)  # again below: to the bit as it is in any other chat
         chunk = compiled.get("chunk")
         fill = compiled.get("fill", chunk)
         while chunk is not None and len(tokens) > max(CHUNK, wanted):

@@ -131,7 +131,6 @@ def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any
     if {way_of(model, kind) for kind in KINDS} != {"kernel"}:
         pytest.skip("steps multiply in several ways here")
     runner = Runner(model, 3, 512)
-    runner.prefill(0, tokens[:9], 0)  # the first pass of all is the model's own
     if compiled:
         engine = Engine(model, tokenizer, window=512, slots=3, compiled=folder)
         until(lambda: engine.compiled == KINDS)
@@ -191,7 +190,6 @@ def test_a_row_is_summed_alone_as_it_is_among_others(tmp_path: Path) -> None:
     model.config.save_pretrained(tmp_path)
     tokens = [(n * 17) % 290 + 5 for n in range(40)]
     runner = Runner(model, 1, 512)
-    runner.prefill(0, tokens[:9], 0)
     for kind in ("one", "chunk"):
         command = [sys.executable, "-m", "llmsvc.engine.compiled", tmp_path, kind, tmp_path / f"{kind}.so", "kernel"]
         subprocess.run(command, check=True, capture_output=True)
