@@ -55,7 +55,8 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     """Rows as the kernel rounds them."""
     parts = x.view(len(x), -1, _COLUMNS)
     largest = parts.abs().amax(2, keepdim=True).clamp_(min=1e-30)
-    whole: torch.Tensor = (parts * (127 / largest)).round_()
+    by = torch.full_like(largest, 127).div_(largest)  # 127 / largest would be 127 * (1 / largest)
+    whole: torch.Tensor = (parts * by).round_()
     worth: torch.Tensor = whole.mul_(largest / 127)
     return worth.view(x.shape)
 
