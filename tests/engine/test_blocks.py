@@ -115,11 +115,11 @@ def test_layers_of_both_kinds_are_multiplied_together_as_each_alone(rows: int) -
     assert torch.equal(together, torch.cat(alone, 1))
 
 
-def test_the_embedded_model_keeps_its_4_bits(model_dir: Any) -> None:
+def test_the_embedded_model_can_keep_its_4_bits(model_dir: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    quantize_linears(model, kept_kernels())
+    quantize_linears(model, kept_kernels(), keep_4_bits=True)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
     others = {name for name, layer in layers.items() if layer.values.dtype != torch.uint8}
     assert others == {"lm_head"}  # which GGUF holds in 8 bits
