@@ -1,7 +1,7 @@
 """Linear layers with 8-bit weights for CPUs, and activations that keep 15 bits or more.
 
 Weights: symmetric, one scale for each output channel (as LLM.int8(), Dettmers et al. 2022, without its outliers). Those
-that have 4 bits already may keep them, where there is a kernel (blocks.py); activations have 8 bits in each block then.
+that have 4 bits already keep them, where there is a kernel (blocks.py); of activations most blocks have 8 bits then.
 """
 
 from collections.abc import Callable
@@ -64,15 +64,14 @@ def quantize_linears(
     model: nn.Module,
     kernels: Path | None = None,
     tell: Callable[[float], None] = lambda share: None,
-    keep_4_bits: bool = False,
 ) -> None:
     """Put an Int8Linear in the place of every linear layer.
 
     ``kernels``: where a kernel for their products is kept; None: none is compiled. ``tell`` is told before each which
-    share is done; what it raises ends it. ``keep_4_bits``: faster, but models that are undecided say other things.
+    share is done; what it raises ends it.
     """
     ways = choose(kernels)
-    blocks = keep_4_bits and ways == Ways("kernel", "kernel") and has_blocks()
+    blocks = ways == Ways("kernel", "kernel") and has_blocks()
     replace_linears(model, partial(Int8Linear, ways=ways, blocks=blocks), tell)
     coarse = [
         name for name, layer in model.named_modules() if isinstance(layer, Int8Linear) and layer.values.dim() == 3

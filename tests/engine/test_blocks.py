@@ -33,9 +33,18 @@ def on_this_machine() -> None:
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     rows=st.sampled_from([1, 2, 3, 4, 5, 11, 12, 31, 70]),
     scale=st.sampled_from([1e-4, 1.0, 1e4]),
+    far=st.sampled_from([1.0, 3.0, 1000.0]),
 )
 def test_a_product_is_of_the_weights_as_they_are_and_hangs_on_its_own_row(
-    seed: int, channels: int, width: int, levels: int, least: float, dtype: torch.dtype, rows: int, scale: float
+    seed: int,
+    channels: int,
+    width: int,
+    levels: int,
+    least: float,
+    dtype: torch.dtype,
+    rows: int,
+    scale: float,
+    far: float,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(width, channels)
@@ -48,6 +57,7 @@ def test_a_product_is_of_the_weights_as_they_are_and_hangs_on_its_own_row(
     assert bool(((unpacked(layer.values) - exact).view(channels, -1, 32).abs() <= near).all())
     x = scale * torch.randn(rows, width, generator=generator)
     x[0, :32] = scale  # of which some sums may be as large as they get
+    x.view(rows, -1, 32)[torch.rand(rows, width // 32, generator=generator) < 0.1] *= far  # and some get 16 bits
     out = layer(x)
     expected = rounded(x).double() @ unpacked(layer.values).double().t() + linear.bias.double()
     size = x.double().abs() @ unpacked(layer.values).double().abs().t()
@@ -80,6 +90,22 @@ def test_blocks_of_one_value_or_next_to_nothing_have_4_bits_too() -> None:
     records = in_blocks(weight)
     assert records is not None
     assert float((unpacked(records) - weight).abs().max() / weight.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("width", [576, 3104])
+def test_a_few_numbers_that_are_far_larger_than_others_keep_16_bits(rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    records = in_blocks(of_4_bits(generator, 32, width, 15, -8.0))
+    assert records is not None
+    x = torch.randn(rows, width, generator=generator)
+    x[:, 64:96] *= 1000
+    x[:, -32:] *= 800
+    out = torch.empty(rows, 32)
+    kernels.run_kernel("llmsvc_int8_linear", x, records, torch.empty(0), out, rows, width, 32)
+    exact = x.double() @ unpacked(records).double().t()
+    error = (out - exact).pow(2).mean(1).sqrt() / exact.pow(2).mean(1).sqrt()
+    assert float(error.max()) < 1e-4  # 8 bits would lose 0.5 %
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf, -torch.inf])
@@ -119,7 +145,7 @@ def test_the_embedded_model_can_keep_its_4_bits(model_dir: Any) -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
-    quantize_linears(model, kept_kernels(), keep_4_bits=True)
+    quantize_linears(model, kept_kernels())
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
     others = {name for name, layer in layers.items() if layer.values.dtype != torch.uint8}
     assert others == {"lm_head"}  # which GGUF holds in 8 bits

@@ -183,7 +183,7 @@ def test_a_row_is_summed_alone_as_it_is_among_others(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for layer in (model.model.layers[0].self_attn.k_proj, model.model.layers[0].mlp.up_proj):
         layer.weight.data = of_4_bits(torch.Generator().manual_seed(0), *layer.weight.shape, 15, -7.5) / 50
-    quantize_linears(model, kept_kernels(), keep_4_bits=True)
+    quantize_linears(model, kept_kernels())
     if {way_of(model, kind) for kind in KINDS} != {"kernel"}:
         pytest.skip("steps multiply in several ways here")
     assert len(model.config.weights_of_4_bits) == (2 if has_blocks() else 0)

@@ -1,6 +1,7 @@
 // Weights of 4 bits in blocks of 32 columns, as GGUF's Q4_0, Q4_1 and Q4_K are: step * (0 to 15) + least, each block with
-// its own two. Rows are rounded to 8 bits, block by block too. Sums of a block are whole numbers, and blocks are added in
-// their order: a row's result hangs on nothing but itself.
+// its own two. Rows are rounded to 8 bits, block by block too, and where a block is far larger than its row's others, and most
+// of the error would be its own, to 16. Sums of a block are whole numbers, and blocks are added in their order: a row's
+// result hangs on nothing but itself.
 //
 // Weights come in panels of 16 channels; of each block there is a record: for 8 columns at a time 64 bytes, (channel, column),
 // the first four columns in the lower halves of bytes; then the steps and the least ones of the channels, in 16 bits.
@@ -17,13 +18,18 @@ namespace blocks {
 
 constexpr int64_t COLUMNS = 32, CHANNELS = 16, HALF = CHANNELS * COLUMNS / 2, RECORD = HALF + 2 * 2 * CHANNELS;
 constexpr int64_t MANY = 12;  // rows for which it pays to unpack weights
-constexpr int64_t PART = 32;  // blocks that are unpacked together
+constexpr int64_t PART = 32;  // blocks that are unpacked together, as many as a word has bits
+constexpr double FAR = 2.5;  // as large as that, beside the mean of its row, and a block gets 16 bits
+constexpr float PARTS = 254;
 
-// Rows as they are multiplied: (rows, width), and of each block what one is worth, and what all together are.
+inline int64_t parts(int64_t blocks) { return (blocks + PART - 1) / PART; }
+
+// Rows as they are multiplied: (rows, width), and of each block, (rows, blocks), what one is worth, and what all together are.
 struct Rows {
-    const int8_t* numbers;
-    const float *steps, *sums;
     int64_t width;
+    int8_t *numbers, *rest;  // what rounding left, of which PARTS are one; 0 where it is not counted
+    float *steps, *sums;
+    uint32_t* fine;  // whether it is, bit by bit: (rows, parts)
 };
 
 // The panel that begins with this channel.
@@ -33,33 +39,79 @@ inline const uint8_t* panel_at(const void* weights, int64_t channel, int64_t cou
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define HAS_BLOCKS
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
-inline void round(const float* x, int64_t width, int8_t* out, float* steps, float* sums) {
+inline float largest_of(__m256 some) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(some), _mm256_extractf128_ps(some, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+// 32 whole numbers, of 8 bits each, to `out`; returns their sum.
+inline int32_t put(const __m256i (&whole)[4], int8_t* out) {
+    // Packing leaves the two halves of a vector apart.
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
+    const __m256i bytes = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i*)out, bytes);
+    const __m256i four = _mm256_sad_epu8(_mm256_xor_si256(bytes, _mm256_set1_epi8(-128)), _mm256_setzero_si256());
+    const __m128i two = _mm_add_epi64(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    return _mm_cvtsi128_si32(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two))) - COLUMNS * 128;
+}
+
+// One row.
+inline void round(const float* x, const Rows& to, int64_t row) {
+    const int64_t count = to.width / COLUMNS;
+    float *const steps = to.steps + row * count, *const sums = to.sums + row * count;
     const __m256 sign = _mm256_set1_ps(-0.0f);
-    for (int64_t from = 0; from < width; from += COLUMNS, out += COLUMNS, steps++, sums++) {
-        __m256 some[4], most = _mm256_setzero_ps(), none = _mm256_setzero_ps();
+    __m256 none = _mm256_setzero_ps();
+    for (int64_t b = 0; b < count; b++) {
+        __m256 most = _mm256_set1_ps(1e-30f);
         for (int n = 0; n < 4; n++) {
-            some[n] = _mm256_loadu_ps(x + from + 8 * n);
-            most = _mm256_max_ps(most, _mm256_andnot_ps(sign, some[n]));
-            none = _mm256_add_ps(none, _mm256_mul_ps(some[n], _mm256_setzero_ps()));
+            const __m256 some = _mm256_loadu_ps(x + b * COLUMNS + 8 * n);
+            most = _mm256_max_ps(most, _mm256_andnot_ps(sign, some));
+            none = _mm256_add_ps(none, _mm256_mul_ps(some, _mm256_setzero_ps()));
         }
-        float sizes[8], odd[8], largest = 1e-30f, missing = 0;
-        _mm256_storeu_ps(sizes, most), _mm256_storeu_ps(odd, none);
-        for (int n = 0; n < 8; n++) largest = std::max(largest, sizes[n]), missing += odd[n];
-        const __m256 by = _mm256_set1_ps(127.0f / largest);
-        __m256i whole[4];
-        for (int n = 0; n < 4; n++) whole[n] = _mm256_cvtps_epi32(_mm256_mul_ps(some[n], by));
-        const __m256i all = _mm256_add_epi32(_mm256_add_epi32(whole[0], whole[1]), _mm256_add_epi32(whole[2], whole[3]));
-        uint32_t parts[8], sum = 0;  // what is no number may overflow
-        _mm256_storeu_si256((__m256i*)parts, all);
-        for (int n = 0; n < 8; n++) sum += parts[n];
-        // Packing leaves the two halves of a vector apart.
-        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(whole[0], whole[1]), _mm256_packs_epi32(whole[2], whole[3]));
-        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-        _mm256_storeu_si256((__m256i*)out, _mm256_permutevar8x32_epi32(bytes, order));
-        *steps = largest / 127.0f + missing;  // no number if there is one that is none
-        *sums = *steps * float(int32_t(sum));
+        steps[b] = largest_of(most);
     }
+    for (int64_t b = 0; b < count; b++) sums[b] = 127.0f / steps[b];
+    for (int64_t b = 0; b < count; b++) steps[b] /= 127.0f;
+    double together[4] = {};
+    for (int64_t b = 0; b < count; b++) together[b % 4] += steps[b];
+    const double far = FAR / count * (together[0] + together[1] + together[2] + together[3]);
+    for (int64_t b = 0; b < count; b++) {
+        const __m256 by = _mm256_set1_ps(sums[b]);
+        __m256 scaled[4];
+        __m256i whole[4];
+        for (int n = 0; n < 4; n++) scaled[n] = _mm256_mul_ps(_mm256_loadu_ps(x + b * COLUMNS + 8 * n), by);
+        for (int n = 0; n < 4; n++) whole[n] = _mm256_cvtps_epi32(scaled[n]);
+        const int64_t at = row * to.width + b * COLUMNS;
+        float sum = put(whole, to.numbers + at);
+        uint32_t& fine = to.fine[row * parts(count) + b / PART];
+        if (b % PART == 0) fine = 0;
+        if (steps[b] > far) {
+            fine |= uint32_t(1) << b % PART;
+            for (int n = 0; n < 4; n++) {
+                const __m256 left = _mm256_sub_ps(scaled[n], _mm256_cvtepi32_ps(whole[n]));
+                whole[n] = _mm256_cvtps_epi32(_mm256_mul_ps(left, _mm256_set1_ps(PARTS)));
+            }
+            sum += float(put(whole, to.rest + at)) / PARTS;
+        } else {
+            _mm256_storeu_si256((__m256i*)(to.rest + at), _mm256_setzero_si256());
+        }
+        sums[b] = steps[b] * sum;
+    }
+    float odd[8];
+    _mm256_storeu_ps(odd, none);
+    for (float one : odd) steps[0] += one;  // no number if the row has one that is none
+}
+
+// Of the part that begins with this block, the blocks of which any of these rows counts what rounding left.
+template <int ROWS>
+ALWAYS_INLINE uint32_t fine_blocks(const Rows& x, int64_t row, int64_t block) {
+    const int64_t by = parts(x.width / COLUMNS);
+    uint32_t some = 0;
+    for (int64_t r = 0; r < ROWS; r++) some |= x.fine[(row + r) * by + block / PART];
+    return some;
 }
 
 inline __m256i four(const int8_t* from) {
@@ -74,44 +126,31 @@ inline __m256i added(__m256i sums, __m256i weights, __m256i row) {
     return sums;
 }
 
+inline __m256 whole(__m256i sums) { return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
+
 inline __m256 finished(__m256i sums, const Rows& x, int64_t at, __m256 step, __m256 least, __m256 so_far) {
-    const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
-    so_far = _mm256_fmadd_ps(_mm256_mul_ps(whole, _mm256_set1_ps(x.steps[at])), step, so_far);
+    so_far = _mm256_fmadd_ps(_mm256_mul_ps(whole(sums), _mm256_set1_ps(x.steps[at])), step, so_far);
     return _mm256_fmadd_ps(_mm256_set1_ps(x.sums[at]), least, so_far);
 }
 
-// Few rows: weights are taken apart where they are used.
+// Products of a block, as whole numbers: few rows, and weights are taken apart where they are used.
 template <int ROWS>
-void tile(const Rows& x, int64_t row, const uint8_t* weights, float* out, int64_t out_stride) {
-    const int64_t count = x.width / COLUMNS;
+ALWAYS_INLINE void sum_up(const int8_t* numbers, int64_t width, const uint8_t* weights, __m256i (&sums)[ROWS][2]) {
     const __m256i mask = _mm256_set1_epi8(15);
-    __m256 all[ROWS][2] = {};
-    for (int64_t b = 0; b < count; b++, weights += RECORD) {
-        const int8_t* const numbers = x.numbers + row * x.width + b * COLUMNS;
-        __m256i sums[ROWS][2] = {};
+    for (auto& both : sums) both[0] = both[1] = _mm256_setzero_si256();
 #pragma GCC unroll 4
-        for (int64_t k = 0; k < COLUMNS; k += 8)
-#pragma GCC unroll 2
-            for (int v = 0; v < 2; v++) {
-                const __m256i both = _mm256_loadu_si256((const __m256i*)(weights + k * 8 + v * 32));
-                const __m256i first = pinned(_mm256_and_si256(both, mask));
-                const __m256i second = pinned(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask));
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++) {
-                    sums[r][v] = added(sums[r][v], first, four(numbers + r * x.width + k));
-                    sums[r][v] = added(sums[r][v], second, four(numbers + r * x.width + k + 4));
-                }
-            }
-        const __m128i* const scales = (const __m128i*)(weights + HALF);
+    for (int64_t k = 0; k < COLUMNS; k += 8)
 #pragma GCC unroll 2
         for (int v = 0; v < 2; v++) {
-            const __m256 step = _mm256_cvtph_ps(_mm_loadu_si128(scales + v)), least = _mm256_cvtph_ps(_mm_loadu_si128(scales + 2 + v));
+            const __m256i both = _mm256_loadu_si256((const __m256i*)(weights + k * 8 + v * 32));
+            const __m256i first = pinned(_mm256_and_si256(both, mask));
+            const __m256i second = pinned(_mm256_and_si256(_mm256_srli_epi16(both, 4), mask));
 #pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++) all[r][v] = finished(sums[r][v], x, (row + r) * count + b, step, least, all[r][v]);
+            for (int r = 0; r < ROWS; r++) {
+                sums[r][v] = added(sums[r][v], first, four(numbers + r * width + k));
+                sums[r][v] = added(sums[r][v], second, four(numbers + r * width + k + 4));
+            }
         }
-    }
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < 2; v++) _mm256_storeu_ps(out + (row + r) * out_stride + v * 8, all[r][v]);
 }
 
 // Of some blocks: weights byte by byte, and their scales in 32 bits.
@@ -133,25 +172,78 @@ inline void unpack(const uint8_t* from, int64_t count, Unpacked& to) {
     }
 }
 
-// Adds the products of `count` blocks from the block `first` on to `out`, or to nothing if they are the first.
+// Products of a block, as whole numbers.
+template <int ROWS>
+ALWAYS_INLINE void sum_up(const int8_t* numbers, int64_t width, const uint8_t (&block)[COLUMNS / 4][2][32], __m256i (&sums)[ROWS][2]) {
+    for (auto& both : sums) both[0] = both[1] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int n = 0; n < COLUMNS / 4; n++) {
+        const __m256i weights[2] = {
+            pinned(_mm256_load_si256((const __m256i*)block[n][0])), pinned(_mm256_load_si256((const __m256i*)block[n][1]))};
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++) {
+            const __m256i some = four(numbers + r * width + n * 4);
+            for (int v = 0; v < 2; v++) sums[r][v] = pinned(added(sums[r][v], weights[v], some));
+        }
+    }
+}
+
+// Adds to `all` what rounding left of `some` blocks of a part, of which the first is `first`. Seldom, and not between others'
+// products: registers are scarce there. `block` and `scale` give a block's weights and the steps of 8 channels.
+template <int ROWS, class Block, class Scale>
+__attribute__((noinline)) void add_rest(
+    const Rows& x, int64_t row, int64_t first, uint32_t some, float (&all)[ROWS][2][8], const Block& block, const Scale& scale) {
+    for (; some; some &= some - 1) {
+        const int64_t b = first + __builtin_ctz(some);
+        __m256i sums[ROWS][2];
+        sum_up<ROWS>(x.rest + row * x.width + b * COLUMNS, x.width, block(b), sums);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+            for (int v = 0; v < 2; v++) {
+                const __m256 by = _mm256_set1_ps(x.steps[(row + r) * (x.width / COLUMNS) + b] / PARTS);
+                const __m256 sum = _mm256_fmadd_ps(_mm256_mul_ps(whole(sums[r][v]), by), scale(b, v), _mm256_load_ps(all[r][v]));
+                _mm256_store_ps(all[r][v], sum);
+            }
+    }
+}
+
+template <int ROWS>
+void tile(const Rows& x, int64_t row, const uint8_t* weights, float* out, int64_t out_stride) {
+    const int64_t count = x.width / COLUMNS;
+    __m256 all[ROWS][2] = {};
+    const auto at = [=](int64_t b) { return weights + b * RECORD; };
+    const auto scale = [=](int64_t b, int n) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(at(b) + HALF) + n)); };
+    for (int64_t first = 0; first < count; first += PART) {
+        for (int64_t b = first; b < std::min(first + PART, count); b++) {
+            __m256i sums[ROWS][2];
+            sum_up<ROWS>(x.numbers + row * x.width + b * COLUMNS, x.width, at(b), sums);
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; v++) {
+                const __m256 step = scale(b, v), least = scale(b, 2 + v);
+#pragma GCC unroll 4
+                for (int r = 0; r < ROWS; r++) all[r][v] = finished(sums[r][v], x, (row + r) * count + b, step, least, all[r][v]);
+            }
+        }
+        if (const uint32_t some = fine_blocks<ROWS>(x, row, first)) {
+            alignas(32) float so_far[ROWS][2][8];
+            std::memcpy(so_far, all, sizeof all);
+            add_rest<ROWS>(x, row, first, some, so_far, at, scale);
+            std::memcpy(all, so_far, sizeof all);
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < 2; v++) _mm256_storeu_ps(out + (row + r) * out_stride + v * 8, all[r][v]);
+}
+
+// Adds the products of a part, of `count` blocks from the block `first` on, to `out`, or to nothing if it is the first.
 template <int ROWS>
 void panel(const Rows& x, int64_t row, int64_t first, int64_t count, const Unpacked& w, float* out, int64_t out_stride) {
     const int64_t blocks = x.width / COLUMNS;
     alignas(32) float all[ROWS][2][8] = {};  // in memory: registers hold a block's sums
     for (int r = 0; r < ROWS && first; r++) std::memcpy(all[r], out + (row + r) * out_stride, sizeof all[r]);
     for (int64_t b = 0; b < count; b++) {
-        const int8_t* const numbers = x.numbers + row * x.width + (first + b) * COLUMNS;
-        __m256i sums[ROWS][2] = {};
-#pragma GCC unroll 8
-        for (int n = 0; n < COLUMNS / 4; n++) {
-            const __m256i weights[2] = {
-                pinned(_mm256_load_si256((const __m256i*)w.weights[b][n][0])), pinned(_mm256_load_si256((const __m256i*)w.weights[b][n][1]))};
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) {
-                const __m256i some = four(numbers + r * x.width + n * 4);
-                for (int v = 0; v < 2; v++) sums[r][v] = pinned(added(sums[r][v], weights[v], some));
-            }
-        }
+        __m256i sums[ROWS][2];
+        sum_up<ROWS>(x.numbers + row * x.width + (first + b) * COLUMNS, x.width, w.weights[b], sums);
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 2
@@ -161,13 +253,17 @@ void panel(const Rows& x, int64_t row, int64_t first, int64_t count, const Unpac
                 _mm256_store_ps(to, finished(sums[r][v], x, (row + r) * blocks + first + b, step, least, _mm256_load_ps(to)));
             }
     }
+    if (const uint32_t some = fine_blocks<ROWS>(x, row, first)) {
+        const auto block = [&](int64_t b) -> const auto& { return w.weights[b - first]; };
+        add_rest<ROWS>(x, row, first, some, all, block, [&](int64_t b, int v) { return _mm256_load_ps(w.scales[b - first][0][v]); });
+    }
     for (int r = 0; r < ROWS; r++) std::memcpy(out + (row + r) * out_stride, all[r], sizeof all[r]);
 }
 
 #else  // never called
 
 struct Unpacked {};
-inline void round(const float*, int64_t, int8_t*, float*, float*) {}
+inline void round(const float*, const Rows&, int64_t) {}
 inline void unpack(const uint8_t*, int64_t, Unpacked&) {}
 template <int>
 void tile(const Rows&, int64_t, const uint8_t*, float*, int64_t) {}

@@ -316,6 +316,7 @@ extern "C" void llmsvc_int8_linears(
     int64_t rows, int64_t width) {
     static thread_local std::vector<Line> memory, bytes;  // kept: what is new is cleared by the system, page by page
     static thread_local std::vector<float> worth, worths;
+    static thread_local std::vector<uint32_t> fine;
     static thread_local std::vector<Product> products;
     static thread_local std::vector<Task> tasks;
     const int64_t stride = (width + 1) / 2 * 2, parts = (width + EXACT - 1) / EXACT;
@@ -323,13 +324,16 @@ extern "C" void llmsvc_int8_linears(
     const int64_t coarse = std::count(scales, scales + count, nullptr), in_blocks = width / blocks::COLUMNS;
     if (const size_t need = rows * stride / (LINE / 2) + 1; coarse < count && memory.size() < need) memory.resize(need);
     if (worth.size() < size_t(rows)) worth.resize(rows);
-    if (const size_t need = rows * width / LINE + 1; coarse && bytes.size() < need) bytes.resize(need);
+    if (const size_t need = 2 * (rows * width / LINE + 1); coarse && bytes.size() < need) bytes.resize(need);
     if (const size_t need = 2 * rows * in_blocks; coarse && worths.size() < need) worths.resize(need);
+    if (const size_t need = rows * blocks::parts(in_blocks); coarse && fine.size() < need) fine.resize(need);
     int16_t* const integers = coarse < count ? memory.data()->numbers : nullptr;
-    int8_t* const small = coarse ? reinterpret_cast<int8_t*>(bytes.data()) : nullptr;
-    float *const steps = worth.data(), *const by_block = worths.data();
-    float* const sums = coarse ? by_block + rows * in_blocks : nullptr;
-    const blocks::Rows in_bytes{small, by_block, sums, width};
+    float* const steps = worth.data();
+    blocks::Rows in_bytes{};
+    if (coarse) {
+        int8_t *const small = reinterpret_cast<int8_t*>(bytes.data()), *const rest = small + (rows * width / LINE + 1) * LINE;
+        in_bytes = {width, small, rest, worths.data(), worths.data() + rows * in_blocks, fine.data()};
+    }
     const int64_t out_stride = std::accumulate(channels, channels + count, int64_t(0));
     products.clear();
     for (int64_t n = 0; n < count; out += channels[n++])
@@ -339,7 +343,7 @@ extern "C" void llmsvc_int8_linears(
     const auto round = [=](int64_t row) {
         const float* const from = x + row * width;
         if (coarse < count) steps[row] = rounded(from, width, most, integers + row * stride);
-        if (coarse) blocks::round(from, width, small + row * width, by_block + row * in_blocks, sums + row * in_blocks);
+        if (coarse) blocks::round(from, in_bytes, row);
     };
     const bool alone = rows < 4;  // to wait for each other takes longer
     for (int64_t row = 0; alone && row < rows; row++) round(row);
