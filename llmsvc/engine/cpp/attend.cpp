@@ -247,8 +247,10 @@ void attend(const Attention& a) {
         for (int64_t both = 0; both < tasks * steps; both++) {
             const int64_t task = both / steps, row = task / parts / a.shared, head = task / parts % a.shared;
             const int64_t at = row * a.by_row + head * a.by_head;
-            static thread_local Queries queries;  // whose memory is kept
-            static thread_local std::vector<float> all;
+            static thread_local Queries kept;  // with its memory
+            static thread_local std::vector<float> kept_too;
+            Queries& queries = *pinned(&kept);  // to ask for a thread's own place takes a call, each time
+            std::vector<float>& all = *pinned(&kept_too);
             queries.begin(a, row, head, first_of(task), std::min(some, a.tokens - first_of(task)));
             const int64_t end = queries.furthest();
             all.assign(apart ? 0 : queries.count * place, 0.0f);

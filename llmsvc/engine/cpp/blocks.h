@@ -105,15 +105,6 @@ inline void round(const float* x, const Rows& to, int64_t row) {
     for (float one : odd) steps[0] += one;  // no number if the row has one that is none
 }
 
-// Of the part that begins with this block, the blocks of which any of these rows counts what rounding left.
-template <int ROWS>
-ALWAYS_INLINE uint32_t fine_blocks(const Rows& x, int64_t row, int64_t block) {
-    const int64_t by = parts(x.width / COLUMNS);
-    uint32_t some = 0;
-    for (int64_t r = 0; r < ROWS; r++) some |= x.fine[(row + r) * by + block / PART];
-    return some;
-}
-
 inline __m256i four(const int8_t* from) {
     int32_t columns;
     std::memcpy(&columns, from, sizeof columns);
@@ -188,22 +179,21 @@ ALWAYS_INLINE void sum_up(const int8_t* numbers, int64_t width, const uint8_t (&
     }
 }
 
-// Adds to `all` what rounding left of `some` blocks of a part, of which the first is `first`. Seldom, and not between others'
-// products: registers are scarce there. `block` and `scale` give a block's weights and the steps of 8 channels.
-template <int ROWS, class Block, class Scale>
+// Adds to `all` what rounding left of a row's blocks, in the part whose first block is `first`. Seldom, and not between
+// products of several rows: registers are scarce there. `block` and `scale` give a block's weights, and steps of 8 channels.
+template <class Block, class Scale>
 __attribute__((noinline)) void add_rest(
-    const Rows& x, int64_t row, int64_t first, uint32_t some, float (&all)[ROWS][2][8], const Block& block, const Scale& scale) {
-    for (; some; some &= some - 1) {
-        const int64_t b = first + __builtin_ctz(some);
-        __m256i sums[ROWS][2];
-        sum_up<ROWS>(x.rest + row * x.width + b * COLUMNS, x.width, block(b), sums);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < 2; v++) {
-                const __m256 by = _mm256_set1_ps(x.steps[(row + r) * (x.width / COLUMNS) + b] / PARTS);
-                const __m256 sum = _mm256_fmadd_ps(_mm256_mul_ps(whole(sums[r][v]), by), scale(b, v), _mm256_load_ps(all[r][v]));
-                _mm256_store_ps(all[r][v], sum);
-            }
+    const Rows& x, int64_t row, int64_t first, uint32_t fine, float (&all)[2][8], const Block& block, const Scale& scale) {
+    const float* const steps = x.steps + row * (x.width / COLUMNS);
+    for (; fine; fine &= fine - 1) {
+        const int64_t b = first + __builtin_ctz(fine);
+        __m256i sums[1][2];
+        sum_up<1>(x.rest + row * x.width + b * COLUMNS, x.width, block(b), sums);
+        const __m256 by = _mm256_set1_ps(steps[b] * (1 / PARTS));
+        for (int v = 0; v < 2; v++) {
+            const __m256 sum = _mm256_mul_ps(whole(sums[0][v]), by);
+            _mm256_store_ps(all[v], _mm256_fmadd_ps(sum, scale(b, v), _mm256_load_ps(all[v])));
+        }
     }
 }
 
@@ -224,12 +214,13 @@ void tile(const Rows& x, int64_t row, const uint8_t* weights, float* out, int64_
                 for (int r = 0; r < ROWS; r++) all[r][v] = finished(sums[r][v], x, (row + r) * count + b, step, least, all[r][v]);
             }
         }
-        if (const uint32_t some = fine_blocks<ROWS>(x, row, first)) {
-            alignas(32) float so_far[ROWS][2][8];
-            std::memcpy(so_far, all, sizeof all);
-            add_rest<ROWS>(x, row, first, some, so_far, at, scale);
-            std::memcpy(all, so_far, sizeof all);
-        }
+        for (int r = 0; r < ROWS; r++)
+            if (const uint32_t fine = x.fine[(row + r) * parts(count) + first / PART]) {
+                alignas(32) float so_far[2][8];
+                for (int v = 0; v < 2; v++) _mm256_store_ps(so_far[v], all[r][v]);
+                add_rest(x, row + r, first, fine, so_far, at, scale);
+                for (int v = 0; v < 2; v++) all[r][v] = _mm256_load_ps(so_far[v]);
+            }
     }
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < 2; v++) _mm256_storeu_ps(out + (row + r) * out_stride + v * 8, all[r][v]);
@@ -239,8 +230,13 @@ void tile(const Rows& x, int64_t row, const uint8_t* weights, float* out, int64_
 template <int ROWS>
 void panel(const Rows& x, int64_t row, int64_t first, int64_t count, const Unpacked& w, float* out, int64_t out_stride) {
     const int64_t blocks = x.width / COLUMNS;
-    alignas(32) float all[ROWS][2][8] = {};  // in memory: registers hold a block's sums
-    for (int r = 0; r < ROWS && first; r++) std::memcpy(all[r], out + (row + r) * out_stride, sizeof all[r]);
+    alignas(32) float all[ROWS][2][8];  // in memory: registers hold a block's sums
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < 2; v++) {
+            const float* const so_far = out + (row + r) * out_stride + v * 8;
+            _mm256_store_ps(all[r][v], first ? _mm256_loadu_ps(so_far) : _mm256_setzero_ps());
+        }
     for (int64_t b = 0; b < count; b++) {
         __m256i sums[ROWS][2];
         sum_up<ROWS>(x.numbers + row * x.width + (first + b) * COLUMNS, x.width, w.weights[b], sums);
@@ -253,10 +249,10 @@ void panel(const Rows& x, int64_t row, int64_t first, int64_t count, const Unpac
                 _mm256_store_ps(to, finished(sums[r][v], x, (row + r) * blocks + first + b, step, least, _mm256_load_ps(to)));
             }
     }
-    if (const uint32_t some = fine_blocks<ROWS>(x, row, first)) {
-        const auto block = [&](int64_t b) -> const auto& { return w.weights[b - first]; };
-        add_rest<ROWS>(x, row, first, some, all, block, [&](int64_t b, int v) { return _mm256_load_ps(w.scales[b - first][0][v]); });
-    }
+    const auto block = [&](int64_t b) -> const auto& { return w.weights[b - first]; };
+    const auto scale = [&](int64_t b, int v) { return _mm256_load_ps(w.scales[b - first][0][v]); };
+    for (int r = 0; r < ROWS; r++)
+        if (const uint32_t fine = x.fine[(row + r) * parts(blocks) + first / PART]) add_rest(x, row + r, first, fine, all[r], block, scale);
     for (int r = 0; r < ROWS; r++) std::memcpy(out + (row + r) * out_stride, all[r], sizeof all[r]);
 }
 

@@ -239,7 +239,8 @@ void many_blocks(const Task& task, const uint8_t* next) {
     const Product& p = *task.product;
     const int64_t count = p.width / blocks::COLUMNS, end = task.row + task.rows;
     const uint8_t* weights = blocks::panel_at(p.values, task.from, count);
-    static thread_local blocks::Unpacked unpacked;
+    static thread_local blocks::Unpacked own;
+    blocks::Unpacked& unpacked = *pinned(&own);  // to ask for a thread's own place takes a call, each time
     for (int64_t from = 0; from < count; from += blocks::PART) {
         const int64_t some = std::min(blocks::PART, count - from), bytes = some * blocks::RECORD;
         blocks::unpack(weights + from * blocks::RECORD, some, unpacked);

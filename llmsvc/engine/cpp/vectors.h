@@ -77,6 +77,12 @@ inline Vector pinned(Vector some) {
     return some;
 }
 
+template <class Thing>
+inline Thing* pinned(Thing* some) {
+    asm("" : "+r"(some));
+    return some;
+}
+
 // Each sum and two products, of numbers that lie side by side.
 inline Ints added(const Shorts& a, const Shorts& b, const Ints& sums) {
 #if defined(__AVX512VNNI__)
