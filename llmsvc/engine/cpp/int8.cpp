@@ -243,11 +243,12 @@ void many_blocks(const Task& task, const uint8_t* next) {
     blocks::Unpacked& unpacked = *pinned(&own);  // to ask for a thread's own place takes a call, each time
     for (int64_t from = 0; from < count; from += blocks::PART) {
         const int64_t some = std::min(blocks::PART, count - from), bytes = some * blocks::RECORD;
+        const int64_t by_row = (bytes / LINE + task.rows - 1) / task.rows * LINE;
         blocks::unpack(weights + from * blocks::RECORD, some, unpacked);
         const uint8_t* const ahead = next + from * blocks::RECORD;
         const auto prefetch = [&](int64_t done, int64_t rows) {
-            const int64_t last = (done + rows) * bytes / task.rows;
-            for (int64_t at = done * bytes / task.rows; at < last; at += LINE) __builtin_prefetch(ahead + at);
+            const int64_t last = std::min((done + rows) * by_row, bytes);
+            for (int64_t at = done * by_row; at < last; at += LINE) __builtin_prefetch(ahead + at);
         };
         float* const out = p.out + task.from;
         for (int64_t row = task.row; row < end;) {
