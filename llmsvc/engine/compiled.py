@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -373,6 +374,8 @@ def _merge_linears(exported: Any) -> None:
 
 def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
     """Compile a step of the model whose config.json is in ``config_dir``; ``out`` is complete or not there."""
+    # Before a minute goes by: a compiler may be there and not work.
+    subprocess.run([compiler() or "c++", "-x", "c++", "-fsyntax-only", "-"], input=b"#include <vector>", check=True)
     torch.set_grad_enabled(False)
     config = AutoConfig.from_pretrained(config_dir, local_files_only=True)
     with no_init_weights():
