@@ -1,7 +1,7 @@
-"""Linear layers with 8-bit weights for CPUs, and activations that keep 15 bits or more.
+"""Linear layers with 8-bit weights for CPUs, and activations that keep 15 bits or more, or 8 beside weights of 4 bits.
 
 Weights: symmetric, one scale for each output channel (as LLM.int8(), Dettmers et al. 2022, without its outliers). Those
-that have 4 bits already keep them where our kernel is the fastest way (blocks.py); activations have 8 bits then, or 16.
+that have 4 bits already keep them where our kernel is the fastest way (blocks.py).
 """
 
 from collections.abc import Callable

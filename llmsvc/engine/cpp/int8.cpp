@@ -326,15 +326,16 @@ extern "C" void llmsvc_int8_linears(
     const int64_t coarse = std::count(scales, scales + count, nullptr), in_blocks = width / blocks::COLUMNS;
     if (const size_t need = rows * stride / (LINE / 2) + 1; coarse < count && memory.size() < need) memory.resize(need);
     if (worth.size() < size_t(rows)) worth.resize(rows);
-    if (const size_t need = 2 * (rows * width / LINE + 1); coarse && bytes.size() < need) bytes.resize(need);
+    const int64_t half = rows * width / LINE + 1;  // lines of rows in bytes, and as many of what rounding left
+    if (const size_t need = 2 * half; coarse && bytes.size() < need) bytes.resize(need);
     if (const size_t need = 2 * rows * in_blocks; coarse && worths.size() < need) worths.resize(need);
     if (const size_t need = rows * blocks::parts(in_blocks); coarse && fine.size() < need) fine.resize(need);
     int16_t* const integers = coarse < count ? memory.data()->numbers : nullptr;
     float* const steps = worth.data();
     blocks::Rows in_bytes{};
     if (coarse) {
-        int8_t *const small = reinterpret_cast<int8_t*>(bytes.data()), *const rest = small + (rows * width / LINE + 1) * LINE;
-        in_bytes = {width, small, rest, worths.data(), worths.data() + rows * in_blocks, fine.data()};
+        const auto small = reinterpret_cast<int8_t*>(bytes.data());
+        in_bytes = {width, small, small + half * LINE, worths.data(), worths.data() + rows * in_blocks, fine.data()};
     }
     const int64_t out_stride = std::accumulate(channels, channels + count, int64_t(0));
     products.clear();
