@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -187,21 +187,30 @@ def app(data_dir: Path) -> Iterator[App]:
     running.stop()
 
 
-@pytest.fixture
-def own_data(
-    tmp_path: Path, data_dir: Path, model_dir: Path, encoder_dir: Path, request: pytest.FixtureRequest
-) -> Path:
-    """A data directory of the test's own; the weights are links to the shared ones, and kernels are copied."""
+@pytest.fixture(scope="session")
+def make_data(
+    data_dir: Path, model_dir: Path, encoder_dir: Path, request: pytest.FixtureRequest
+) -> Callable[[Path], Path]:
+    """Makes a data directory in a folder; the weights are links to the shared ones, and kernels are copied."""
     from llmsvc.models.catalogue import MINILM, SMOLLM2, Catalogue
 
-    data = tmp_path / "data"
-    for entry, folder in ((SMOLLM2, model_dir), (MINILM, encoder_dir)):
-        shutil.copytree(folder, Catalogue(data / "models").folder(entry.id), copy_function=os.link)
-    if compiled := request.config.getoption("--compiled"):
-        shutil.copytree(compiled, data / "compiled")
-    else:
-        copy_kernels(data_dir, data)
-    return data
+    def make(folder: Path) -> Path:
+        data = folder / "data"
+        for entry, own in ((SMOLLM2, model_dir), (MINILM, encoder_dir)):
+            shutil.copytree(own, Catalogue(data / "models").folder(entry.id), copy_function=os.link)
+        if compiled := request.config.getoption("--compiled"):
+            shutil.copytree(compiled, data / "compiled")
+        else:
+            copy_kernels(data_dir, data)
+        return data
+
+    return make
+
+
+@pytest.fixture
+def own_data(tmp_path: Path, make_data: Callable[[Path], Path]) -> Path:
+    """A data directory of the test's own."""
+    return make_data(tmp_path)
 
 
 @pytest.fixture(scope="module")  # no longer: an event loop runs in this thread as long as it lives

@@ -10,7 +10,7 @@ from llmsvc.engine.kernels import kernels, run_kernel
 from llmsvc.engine.products import WAYS
 
 _COLUMNS, _CHANNELS = 32, 16
-_FAR, _PARTS = 2.25, 254  # as in cpp/blocks.h
+_FAR, _PARTS, _WORTH = 2.25, 254, 32760  # as in cpp/blocks.h
 _AT_ONCE = 2**18
 """Weights that are looked at together: what is made of them on the way stays in a core's cache."""
 
@@ -58,10 +58,11 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     """Rows as the kernel rounds them."""
     parts = x.view(len(x), -1, _COLUMNS)
     largest = parts.abs().amax(2, keepdim=True).clamp_(min=1e-30)
-    by, step = torch.full_like(largest, 127).div_(largest), largest / 127  # 127 / largest would be 127 * (1 / largest)
-    scaled = parts * by
+    unit = largest.amax(1, keepdim=True) / (127 * _WORTH)
+    step = (largest / (127 * unit)).ceil_().clamp_(max=_WORTH) * unit
+    scaled = parts * torch.ones_like(step).div_(step)
     whole = scaled.round()
-    fine = step.double() > _FAR / parts.shape[1] * step.double().sum(1, keepdim=True)
+    fine = largest.double() > _FAR / parts.shape[1] * largest.double().sum(1, keepdim=True)
     rest = scaled.sub_(whole).mul_(_PARTS).round_().div_(_PARTS).mul_(fine)
     worth: torch.Tensor = whole.add_(rest).mul_(step)
     return worth.view(x.shape)

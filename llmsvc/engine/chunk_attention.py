@@ -1,9 +1,10 @@
 """Attention on a CPU, of any model of transformers that attends by ``sdpa``.
 
-A kernel of ours reads what tokens see up to their own positions, in 32 bits, of heads of a multiple of 16 numbers. For
-others, what lies before a piece of a prompt is read without a mask, by all query heads that share its keys at
-once, and the piece itself causally, in two halves; all are put together by their log-sums, as FlashAttention does with
-blocks (Dao et al. 2022, 2205.14135). With a mask, and keys repeated for each head, that took 1.4 times as long.
+A kernel of ours reads what tokens see up to their own positions, in 32 bits, of heads of a multiple of 16 numbers; keys
+and values may have 16. For others, what lies before a piece of a prompt is read without a mask, by all query heads that
+share its keys at once, and the piece itself causally, in two halves; all are put together by their log-sums, as
+FlashAttention does with blocks (Dao et al. 2022, 2205.14135). With a mask, and keys repeated for each head, that took
+1.4 times as long.
 """
 
 import functools
@@ -57,6 +58,7 @@ def attention(
     odd = positions is None or key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in OTHERS)
     if not odd and _by_kernel(query, key, value, positions):
         return attend_up_to(query, key, value, positions, options.get("scaling")), None
+    key, value = (part.to(query.dtype) for part in (key, value))  # nothing else reads those that have 16 bits
     rows, _, new, _ = query.shape
     if odd or rows > 1 or new < PIECE:
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
@@ -67,21 +69,24 @@ def attention(
     return attend_parts(query, own, before, options.get("scaling")), None
 
 
-def fits_kernel(size: int) -> bool:
-    """Whether a model on a CPU, with this head size, can be read by the kernel."""
-    return kernels() is not None and size % 16 == 0 and _is_right()
+def fits_kernel(size: int, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether the kernel can read keys and values on a CPU, with this head size and of this type, in 32 bits or 16."""
+    ours = kernels()
+    if ours is None or size % 16 or dtype not in (torch.float32, torch.float16):
+        return False
+    return bool(dtype == torch.float32 or ours.llmsvc_has_halves()) and _is_right(dtype)
 
 
 @functools.cache
 @torch.inference_mode()
-def _is_right() -> bool:
+def _is_right(dtype: torch.dtype) -> bool:
     """Whether the kernel reads what torch reads, on this processor."""
     generator = torch.Generator().manual_seed(0)
 
     def some(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float32)
 
-    query, key, value = some(2, 7, 37, 80), some(2, 1, 653, 80), some(2, 1, 653, 80)
+    query, key, value = some(2, 7, 37, 80), some(2, 1, 653, 80).to(dtype), some(2, 1, 653, 80).to(dtype)
     positions = torch.arange(37) + torch.tensor([[600], [101]])
     mask = torch.arange(653) <= positions[:, None, :, None]
     keys, values = (part.double().expand(-1, 7, -1, -1) for part in (key, value))
@@ -96,9 +101,10 @@ def _is_right() -> bool:
 def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor) -> bool:
     rows, _, new, size = query.shape
     return (
-        fits_kernel(size)
+        fits_kernel(size, key.dtype)
         and query.device.type == "cpu"
-        and query.dtype == key.dtype == value.dtype == torch.float32
+        and query.dtype == torch.float32
+        and key.dtype == value.dtype
         and positions.shape == (rows, new)
         and query.stride(3) == 1
         and key.shape == value.shape
@@ -113,14 +119,15 @@ def attend_up_to(
 ) -> torch.Tensor:
     """What the tokens of each row see up to their ``positions``, (rows, new), by the kernel: (rows, new, heads, size).
 
-    ``query``: (rows, heads, new, size); keys and values, (rows, shared heads, length, size), are of one layout.
+    ``query``: (rows, heads, new, size); keys and values, (rows, shared heads, length, size), are of one layout, in 32
+    bits or 16.
     """
     positions = positions.contiguous()
     rows, heads, new, size = query.shape
     out = query.new_empty(rows, new, heads, size)
     sizes = (rows, heads, key.shape[1], new, size, *query.stride()[:3], *key.stride()[:2])
     factor = float(size**-0.5 if scale is None else scale)
-    run_kernel("llmsvc_attend", query, key, value, positions, out, factor, *sizes)
+    run_kernel("llmsvc_attend", query, key, value, positions, out, factor, 8 * key.element_size(), *sizes)
     return out
 
 

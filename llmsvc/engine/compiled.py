@@ -2,8 +2,8 @@
 
 ``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads 2 to CHUNK tokens in one,
 ``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
-``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT WAY`` makes one, in a process of its own: it takes minutes of
-a core. WAY is what ``way_of`` says. All attend by a kernel of ours.
+``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT WAY TYPE`` makes one, in a process of its own: it takes minutes
+of a core. WAY and TYPE are what ``ways_of`` says. All attend by a kernel of ours.
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
 
 torch.export and AOTInductor: https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html. The library is
@@ -37,7 +37,7 @@ from transformers.initialization import no_init_weights
 from llmsvc.engine.chunk_attention import NAME, OTHERS, fits_kernel
 from llmsvc.engine.int8 import Int8Linear, replace_linears
 from llmsvc.engine.kernels import compiler, kernels_name
-from llmsvc.engine.kv_cache import SlotLayer, Step, kv_shape, sliding_window
+from llmsvc.engine.kv_cache import SlotLayer, Step, kept_in, kv_shape, sliding_window
 from llmsvc.engine.products import Ways, halves
 
 CHUNK = 512
@@ -60,6 +60,9 @@ class CompiledStep:
         """Raises OSError or RuntimeError for a bad library, ValueError when the model has not what it wants."""
         self._library = ctypes.CDLL(str(library))
         self._container = ctypes.c_void_p()
+        self._library.llmsvc_lend.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        self._memory: Any = None
+        self._numbers = 0
         self._call("CreateWithDevice", ctypes.byref(self._container), ctypes.c_size_t(1), b"cpu", None)
         own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
         wanted = self._constants()
@@ -83,7 +86,8 @@ class CompiledStep:
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
-        """Logits of shape (rows, wanted, vocabulary), of the new tokens with the numbers ``wanted``.
+        """Logits of shape (rows, wanted, vocabulary), of the new tokens with the numbers ``wanted``; the next call
+        takes their memory.
 
         ``ids``, ``positions`` and ``looking``, up to where each looks: (rows, new); ``wanted``: of a piece two or more,
         else one, and of a "fill" of no matter; ``keys`` and ``values``: by layer, (rows, heads, capacity, head size),
@@ -94,9 +98,19 @@ class CompiledStep:
         inputs = (ctypes.c_void_p * len(given))(*(_POINTER(one, None) for one in given))
         outputs = (ctypes.c_void_p * 1)()
         sizes = ctypes.c_size_t(len(given)), ctypes.c_size_t(1)
+        self._library.llmsvc_lend(self._memory and _POINTER(self._memory, None), self._numbers)
         self._call("Run", self._container, inputs, sizes[0], outputs, sizes[1], None, None)
         logits: torch.Tensor = _aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(outputs[0]))
+        if logits.numel() > self._numbers:
+            self._keep(torch.empty(logits.numel(), dtype=torch.float32))
         return logits
+
+    def _keep(self, memory: torch.Tensor | None) -> None:
+        """Have memory for the logits of the next call, or none."""
+        if self._memory:
+            _aoti.alloc_tensor_by_stealing_from_void_ptr(self._memory)
+        self._numbers = 0 if memory is None else memory.numel()
+        self._memory = None if memory is None else _aoti.unsafe_alloc_void_ptr_from_tensor(memory)
 
     def close(self) -> None:
         """Give the weights back."""
@@ -106,6 +120,7 @@ class CompiledStep:
             for lent in self._lent:
                 _aoti.alloc_tensor_by_stealing_from_void_ptr(lent)
             self._weights, self._lent = [], []
+            self._keep(None)
 
     def _constants(self) -> dict[bytes, str]:
         """The model's names of the library's constants, by the library's."""
@@ -144,7 +159,7 @@ class KernelLinear(nn.Module):
         records = torch.empty(channels // 16, width // 32, 320, dtype=torch.uint8)
         self.register_buffer("values", records if coarse else torch.empty(channels, width, dtype=torch.int8))
         self.register_buffer("scales", torch.empty(0 if coarse else channels))
-        self.bias = linear.bias
+        self.bias, self.last = linear.bias, False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self.multiplied(x.reshape(-1, x.shape[-1]))
@@ -153,7 +168,8 @@ class KernelLinear(nn.Module):
         return out.view(*x.shape[:-1], -1)
 
     def multiplied(self, rows: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = torch.ops.llmsvc.int8_linears(rows.contiguous(), [self.values], [self.scales])
+        product = torch.ops.llmsvc.logits if self.last else torch.ops.llmsvc.int8_linears
+        out: torch.Tensor = product(rows.contiguous(), [self.values], [self.scales])
         return out
 
 
@@ -169,8 +185,9 @@ class IntegerLinear(KernelLinear):
 _LINEARS = """
 void llmsvc_int8_linears(const float*, const int8_t* const*, const float* const*, const int64_t*, int64_t, float*,
                          int64_t, int64_t);
-AOTITorchError aoti_torch_cpu_int8_linears(AtenTensorHandle x, const AtenTensorHandle* values, int64_t count,
-                                           const AtenTensorHandle* scales, int64_t, AtenTensorHandle* out) {
+using Memory = AOTITorchError(const int64_t*, AtenTensorHandle*);
+static AOTITorchError int8_linears(AtenTensorHandle x, const AtenTensorHandle* values, int64_t count,
+                                   const AtenTensorHandle* scales, AtenTensorHandle* out, Memory memory) {
     std::vector<void*> weights(count), factors(count);
     std::vector<int64_t> channels(count);
     void *from, *to;
@@ -183,20 +200,42 @@ AOTITorchError aoti_torch_cpu_int8_linears(AtenTensorHandle x, const AtenTensorH
         sizes[1] += channels[n];
     }
     aoti_torch_get_size(x, 0, &sizes[0]), aoti_torch_get_size(x, 1, &width);
-    const int64_t strides[] = {sizes[1], 1};
-    if (aoti_torch_empty_strided(2, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, out))
-        return AOTI_TORCH_FAILURE;
+    if (memory(sizes, out)) return AOTI_TORCH_FAILURE;
     aoti_torch_get_data_ptr(x, &from), aoti_torch_get_data_ptr(*out, &to);
     llmsvc_int8_linears(static_cast<float*>(from), reinterpret_cast<int8_t**>(weights.data()),
                         reinterpret_cast<float**>(factors.data()), channels.data(), count, static_cast<float*>(to),
                         sizes[0], width);
     return AOTI_TORCH_SUCCESS;
 }
+static AOTITorchError fresh(const int64_t* sizes, AtenTensorHandle* out) {
+    const int64_t strides[] = {sizes[1], 1};
+    const int32_t type = aoti_torch_dtype_float32(), cpu = aoti_torch_device_type_cpu();
+    return aoti_torch_empty_strided(2, sizes, strides, type, cpu, 0, out);
+}
+AOTITorchError aoti_torch_cpu_int8_linears(AtenTensorHandle x, const AtenTensorHandle* values, int64_t count,
+                                           const AtenTensorHandle* scales, int64_t, AtenTensorHandle* out) {
+    return int8_linears(x, values, count, scales, out, fresh);
+}
+static thread_local AtenTensorHandle lent;
+static thread_local int64_t numbers;
+__attribute__((visibility("default"))) void llmsvc_lend(AtenTensorHandle memory, int64_t size) {
+    lent = memory, numbers = size;
+}
+static AOTITorchError again(const int64_t* sizes, AtenTensorHandle* out) {
+    if (sizes[0] * sizes[1] > numbers) return fresh(sizes, out);
+    const int64_t strides[] = {sizes[1], 1};
+    return aoti_torch__reinterpret_tensor(lent, 2, sizes, strides, 0, out);
+}
+AOTITorchError aoti_torch_cpu_logits(AtenTensorHandle x, const AtenTensorHandle* values, int64_t count,
+                                     const AtenTensorHandle* scales, int64_t, AtenTensorHandle* out) {
+    return int8_linears(x, values, count, scales, out, again);
+}
 """
-"""How a compiled step calls the kernel: put before the compiler's own code, which knows the types."""
+"""How a compiled step calls the kernel: put before the compiler's own code, which knows the types. Logits have memory
+that is lent: what is new the system clears page by page, for many rows a twentieth of a step."""
 _ATTEND = """
-void llmsvc_attend(const float*, const float*, const float*, const int64_t*, float*, float, int64_t, int64_t, int64_t,
-                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+void llmsvc_attend(const float*, const void*, const void*, const int64_t*, float*, float, int64_t, int64_t, int64_t,
+                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
 AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle keys, AtenTensorHandle values,
                                      AtenTensorHandle looking, double scale, AtenTensorHandle* out) {
     void *asked, *there, *what, *where, *to;
@@ -204,6 +243,9 @@ AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle ke
     aoti_torch_get_sizes(query, &asking), aoti_torch_get_sizes(keys, &held), aoti_torch_get_strides(query, &across);
     aoti_torch_get_strides(keys, &by), aoti_torch_get_strides(values, &also);
     const int64_t rows = asking[0], heads = asking[1], tokens = asking[2], size = asking[3], token = heads * size;
+    int32_t type;
+    aoti_torch_get_dtype(keys, &type);
+    const int64_t bits = type == aoti_torch_dtype_float16() ? 16 : 32;
     if (across[3] != 1 || by[2] != size || by[3] != 1)
         return AOTI_TORCH_FAILURE;
     for (int n = 0; n < 4; n++)
@@ -214,9 +256,8 @@ AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle ke
     aoti_torch_get_data_ptr(query, &asked), aoti_torch_get_data_ptr(keys, &there);
     aoti_torch_get_data_ptr(values, &what), aoti_torch_get_data_ptr(looking, &where);
     aoti_torch_get_data_ptr(*out, &to);
-    llmsvc_attend(static_cast<float*>(asked), static_cast<float*>(there), static_cast<float*>(what),
-                  static_cast<int64_t*>(where), static_cast<float*>(to), scale, rows, heads, held[1], tokens, size,
-                  across[0], across[1], across[2], by[0], by[1]);
+    llmsvc_attend(static_cast<float*>(asked), there, what, static_cast<int64_t*>(where), static_cast<float*>(to), scale,
+                  bits, rows, heads, held[1], tokens, size, across[0], across[1], across[2], by[0], by[1]);
     return AOTI_TORCH_SUCCESS;
 }
 """
@@ -225,17 +266,18 @@ AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle ke
 def _know_kernels() -> dict[Any, list[str]]:
     """Tell torch of the kernels as operators of which steps can be made; returns how they are to call them."""
     exact = (torch.Tag.needs_exact_strides,)  # views of the cache stay views
-    torch.library.define("llmsvc::int8_linears", "(Tensor x, Tensor[] values, Tensor[] scales) -> Tensor")
 
     def multiplied(x: torch.Tensor, values: list[torch.Tensor], _: list[torch.Tensor]) -> torch.Tensor:
         return x.new_empty(x.shape[0], sum(some.shape[0] * (16 if some.dim() == 3 else 1) for some in values))
 
-    torch.library.register_fake("llmsvc::int8_linears", multiplied)
+    for name in ("llmsvc::int8_linears", "llmsvc::logits"):
+        torch.library.define(name, "(Tensor x, Tensor[] values, Tensor[] scales) -> Tensor")
+        torch.library.register_fake(name, multiplied)
     schema = "(Tensor query, Tensor keys, Tensor values, Tensor looking, float scale) -> Tensor"
     torch.library.define("llmsvc::attend", schema, tags=exact)
     torch.library.register_fake("llmsvc::attend", lambda query, *_: query.new_empty(query.transpose(1, 2).shape))
     ours = torch.ops.llmsvc
-    return {ours.int8_linears.default: [_LINEARS], ours.attend.default: [_ATTEND]}
+    return {ours.int8_linears.default: [_LINEARS], ours.logits.default: [], ours.attend.default: [_ATTEND]}
 
 
 class _Step(nn.Module):
@@ -292,10 +334,14 @@ def _ways(model: Any) -> Ways:
     return next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
 
 
-def way_of(model: Any, kind: str) -> str:
-    """How a model's step is to multiply its weights. For one row what counts is how fast they are read."""
+def ways_of(model: Any, kind: str) -> tuple[str, str]:
+    """How a model's step is to multiply its weights, and in what type its keys and values are kept.
+
+    For one row what counts is how fast weights are read.
+    """
     ways = _ways(model)
-    return "kernel" if kind == "one" else ways.decode if kind == "rows" else ways.other
+    way = "kernel" if kind == "one" else ways.decode if kind == "rows" else ways.other
+    return way, str(kept_in(model)).removeprefix("torch.")
 
 
 def library_name(model: Any, kind: str) -> str:
@@ -305,7 +351,7 @@ def library_name(model: Any, kind: str) -> str:
         for name in ("blocks.py", "chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py", "products.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
-    parts = (model.config.to_json_string(), *versions, kernels_name(), way_of(model, kind), *sources)
+    parts = (model.config.to_json_string(), *versions, kernels_name(), *ways_of(model, kind), *sources)
     return f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-{kind}.so"
 
 
@@ -372,7 +418,7 @@ def _merge_linears(exported: Any) -> None:
     exported.graph_module.recompile()
 
 
-def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
+def build(config_dir: Path, kind: str, out: Path, way: str, kept: str) -> None:
     """Compile a step of the model whose config.json is in ``config_dir``; ``out`` is complete or not there."""
     # Before a minute goes by: a compiler may be there and not work.
     subprocess.run([compiler() or "c++", "-x", "c++", "-fsyntax-only", "-"], input=b"#include <vector>", check=True)
@@ -386,6 +432,8 @@ def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
     for name, module in model.named_modules():
         if name.endswith("rotary_emb"):
             module.register_forward_hook(_written)
+    if isinstance(output := model.get_output_embeddings(), KernelLinear):
+        output.last = True
     calls = _know_kernels()
     layers, heads, size = kv_shape(config.get_text_config())
     AttentionInterface.register("llmsvc", partial(_attention, layers - 1 if kind == "fill" else layers))
@@ -398,7 +446,7 @@ def build(config_dir: Path, kind: str, out: Path, way: str) -> None:
     rows, new, wanted = (1, CHUNK // 2, 3) if piece else (5 if kind == "rows" else 1, 1, 1)
     free = {0: dim("rows")} if kind == "rows" else {}
     several = {1: dim("new", CHUNK)} if piece else {}
-    slots = [torch.zeros(rows, heads, 512, size) for _ in range(layers)]
+    slots = [torch.zeros(rows, heads, 512, size, dtype=getattr(torch, kept)) for _ in range(layers)]
     slot = {**free, 2: dim("capacity")}
     exported = torch.export.export(
         _Step(model, kind == "fill"),

@@ -50,19 +50,19 @@ class Constraint:
     """Where one answer stands in its grammar."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
-        import llguidance.torch
+        import llguidance.numpy
 
-        self._matcher, self._vocabulary = matcher, vocabulary
-        self._mask = llguidance.torch.allocate_token_bitmask(1, vocabulary)
+        self._matcher = matcher
+        self._mask = llguidance.numpy.allocate_token_bitmask(1, vocabulary)
 
     def allowed(self, logits: torch.Tensor) -> torch.Tensor:
         """``logits``, shape (vocabulary,), with -inf where a token would break the grammar."""
-        import llguidance.torch
+        import llguidance.numpy  # its way with torch compiles a kernel first, for 20 s, while every answer waits
 
-        llguidance.torch.fill_next_token_bitmask(self._matcher, self._mask)
-        logits = logits.float().clone()
-        llguidance.torch.apply_token_bitmask_inplace(logits[None], self._mask.to(logits.device))
-        return logits
+        llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask)
+        words = torch.from_numpy(self._mask[0]).to(logits.device)
+        bits = words[:, None] >> torch.arange(32, dtype=torch.int32, device=logits.device) & 1
+        return logits.float().masked_fill(bits.flatten()[: len(logits)] == 0, -torch.inf)
 
     def push(self, token: int) -> bool:
         """Take a token; whether the answer is complete with it."""

@@ -19,7 +19,7 @@ from llmsvc.engine.compiled import CHUNK, CompiledStep
 from llmsvc.engine.compute import compute
 from llmsvc.engine.constraint import Constraint, Constraints
 from llmsvc.engine.detokenize import Detokenizer
-from llmsvc.engine.kv_cache import kv_shape
+from llmsvc.engine.kv_cache import kept_in, kv_shape
 from llmsvc.engine.lookup import Lookup
 from llmsvc.engine.paged_attention import PAGE
 from llmsvc.engine.paged_runner import PagedRunner, can_follow
@@ -81,8 +81,9 @@ class Engine:
         self._tokenizer = tokenizer
         self._model = model
         self._eos = _end_tokens(model, tokenizer)
-        budget = (kv_bytes or _memory(model.device)) // _token_bytes(model)
         paged = model.device.type != "cpu" if paged is None else paged
+        self._token_bytes = _token_bytes(model, model.dtype if paged else kept_in(model))
+        budget = (kv_bytes or _memory(model.device)) // self._token_bytes
         self._paced = not chunk and not paged
         slots, chunk = slots or (128 if paged else 32), chunk or (2048 if paged else _LEAST)
         self._do = compute if model.device.type == "cpu" else _at_once
@@ -100,7 +101,6 @@ class Engine:
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self._closing = self._asked = False
-        self._token_bytes = _token_bytes(model)
         self.tokens = 0
         """Made since the start."""
         self.reading = 0.0
@@ -401,7 +401,7 @@ class Engine:
         chosen = [n for n, row in enumerate(rows) if row.request.id in self._details]
         chosen += [len(rows) + n for n, c in enumerate(chunks) if c.end == len(c.sequence.tokens)]
         if len(chosen) < len(logits):
-            logits = logits[sent(chosen, logits.device)]
+            logits = logits[sent(chosen, logits.device, torch.long)]  # there may be none
         both = [*rows, *(chunk.sequence for chunk in chunks)]
         return self._choose(tuple(both[n] for n in chosen), logits)
 
@@ -711,9 +711,9 @@ def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _token_bytes(model: Any) -> int:
+def _token_bytes(model: Any, dtype: torch.dtype) -> int:
     """Bytes that one token takes in the KV cache."""
-    return int(2 * prod(kv_shape(model.config.get_text_config())) * model.dtype.itemsize)
+    return 2 * prod(kv_shape(model.config.get_text_config())) * dtype.itemsize
 
 
 def _memory(device: Any) -> int:

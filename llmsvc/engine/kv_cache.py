@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from llmsvc.engine.chunk_attention import mark
+from llmsvc.engine.chunk_attention import NAME, fits_kernel, mark
 
 GROWTH = 256  # tokens; where memory is not given by the page, capacity grows in such steps
 
@@ -29,6 +29,15 @@ def sliding_window(config: Any) -> int | None:
     if getattr(config, "use_sliding_window", True) is False:
         return None
     return getattr(config, "sliding_window", None)
+
+
+def kept_in(model: Any) -> torch.dtype:
+    """What slots keep a model's keys and values in: in 16 bits, as llama.cpp does, where our kernel reads them."""
+    config, own = model.config.get_text_config(), model.dtype
+    if model.device.type != "cpu" or own != torch.float32 or config._attn_implementation not in ("sdpa", NAME):
+        return own  # type: ignore[no-any-return]
+    half = not sliding_window(config) and fits_kernel(kv_shape(config)[2], torch.float16)
+    return torch.float16 if half else torch.float32
 
 
 class Masks:
@@ -106,14 +115,14 @@ class PlacedCache(Cache):
 
 
 class SlotLayer(PlacedLayer):
-    """Keys and values of one layer, each of shape (slots, heads, capacity, head size).
+    """Keys and values of one layer, each of shape (slots, heads, capacity, head size), in ``dtype`` or as they come.
 
     On a CPU the capacity is the whole window, in memory that the system gives page by page as it is written to.
     """
 
-    def __init__(self, slots: int, window: int, step: Step) -> None:
+    def __init__(self, slots: int, window: int, step: Step, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self._slots, self._window, self._step = slots, window, step
+        self._slots, self._window, self._step, self._dtype = slots, window, step, dtype
         self._pages: list[mmap.mmap] = []
 
     @classmethod
@@ -129,16 +138,16 @@ class SlotLayer(PlacedLayer):
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         # Zeros, not garbage: a masked NaN would still poison the attention's weighted sum.
-        heads, size = like.shape[1], like.shape[3]
+        heads, size, dtype = like.shape[1], like.shape[3], self._dtype or like.dtype
         if like.device.type != "cpu":
-            return like.new_zeros(self._slots, heads, GROWTH, size)
+            return like.new_zeros(self._slots, heads, GROWTH, size, dtype=dtype)
         shape = (self._slots, heads, self._window, size)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        pages = mmap.mmap(-1, prod(shape) * like.element_size(), flags=flags)
+        pages = mmap.mmap(-1, prod(shape) * dtype.itemsize, flags=flags)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):  # or a short text would take two megabytes in each head
             pages.madvise(mmap.MADV_NOHUGEPAGE)
         self._pages.append(pages)
-        return torch.frombuffer(pages, dtype=like.dtype).view(shape)
+        return torch.frombuffer(pages, dtype=dtype).view(shape)
 
     def _grow(self, length: int) -> None:
         missing = -(-(length - self.keys.shape[2]) // GROWTH) * GROWTH
@@ -156,10 +165,16 @@ class SlotLayer(PlacedLayer):
         assert step.positions is not None
         self._grow(step.capacity)
         rows = torch.arange(step.first, step.last, device=key_states.device)[:, None]
-        self.keys[rows, :, step.positions] = key_states.transpose(1, 2)
-        self.values[rows, :, step.positions] = value_states.transpose(1, 2)
+        self.keys[rows, :, step.positions] = self._fitting(key_states.transpose(1, 2))
+        self.values[rows, :, step.positions] = self._fitting(value_states.transpose(1, 2))
         part = slice(step.first, step.last)
         return self.keys[part, :, : step.length], self.values[part, :, : step.length]
+
+    def _fitting(self, states: torch.Tensor) -> torch.Tensor:
+        if self.keys.dtype == states.dtype:
+            return states
+        most = torch.finfo(self.keys.dtype).max
+        return states.clamp(-most, most).to(self.keys.dtype)  # not to infinity
 
     def copy(self, source: int, slot: int, tokens: int) -> None:
         for held in (self.keys, self.values):
@@ -181,9 +196,9 @@ class SlotLayer(PlacedLayer):
 class SlotCache(PlacedCache):
     """``slots`` sequences of up to ``window`` tokens in every layer. Set ``step`` before each forward pass."""
 
-    def __init__(self, layers: int, slots: int, window: int) -> None:
+    def __init__(self, layers: int, slots: int, window: int, dtype: torch.dtype | None = None) -> None:
         self.step = Step()
-        super().__init__(layers=[SlotLayer(slots, window, self.step) for _ in range(layers)])
+        super().__init__(layers=[SlotLayer(slots, window, self.step, dtype) for _ in range(layers)])
 
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """Copy the keys and values of the first ``tokens`` positions from one slot to another."""

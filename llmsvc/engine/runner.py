@@ -6,7 +6,7 @@ import torch
 
 from llmsvc.engine.chunk_attention import attend_by_chunks
 from llmsvc.engine.compiled import CHUNK, CompiledStep
-from llmsvc.engine.kv_cache import Masks, SlotCache
+from llmsvc.engine.kv_cache import Masks, SlotCache, kept_in
 
 LANES = 32
 """What torch's attention reads of a slot is rounded up to so many positions. Sums over them are then made in the same
@@ -21,6 +21,7 @@ class Runner:
         self._model = model
         self._device = model.device
         self._shape = config.num_hidden_layers, slots + 1, window
+        self._dtype = kept_in(model)
         self._masks = Masks(model)
         if model.device.type == "cpu":
             attend_by_chunks(model)
@@ -30,7 +31,7 @@ class Runner:
 
     def reset(self) -> None:
         """Forget every slot and give its memory back."""
-        self._cache = SlotCache(*self._shape)
+        self._cache = SlotCache(*self._shape, self._dtype)
 
     @torch.inference_mode()
     def copy(self, source: int, slot: int, tokens: int) -> None:
@@ -76,6 +77,7 @@ class Runner:
     def decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:
         """Write one token in each slot of ``tokens``; return their logits in this order, shape (slots, vocabulary).
 
+        The next pass may take the memory of this one's.
         ``lengths``: tokens already cached, by slot. Slots that lie between those asked for are computed
         as well (a slice is cheaper than a gather); they write just behind their end, where it harms nothing.
         """

@@ -34,7 +34,8 @@ class Draw:
         ours = logits.device.type == "cpu" and kernels() is not None
         for row, own in enumerate(params):
             any_token = ours or (own.top_k <= 0 and own.top_p >= 1)
-            (greedy if own.temperature <= 0 else free if any_token else self._bounded).append(row)
+            likeliest = own.temperature <= 0 and not ours  # torch looks for it ten times as long
+            (greedy if likeliest else free if any_token else self._bounded).append(row)
         found: list[torch.Tensor] = []
         if greedy:
             found.append(_rows(logits, greedy).argmax(-1))
@@ -108,7 +109,8 @@ def _rows(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
 
 
 def _filters(own: SamplingParams, whole: int) -> tuple[float, ...]:
-    temperature = max(own.temperature, 1e-30)  # logits divided by less would be infinite
+    # Logits divided by less would be infinite; of 0 only our kernel knows, which then divides nothing.
+    temperature = max(own.temperature, 1e-30) if own.temperature > 0 else 0.0
     return temperature, own.min_p, max(own.top_p, 1e-9), min(own.top_k, whole) if own.top_k > 0 else whole
 
 

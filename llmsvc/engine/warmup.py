@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from llmsvc.engine.compiled import CompiledStep, library_name, way_of, why_not
+from llmsvc.engine.compiled import CompiledStep, library_name, ways_of, why_not
 from llmsvc.engine.compute import compute
 from llmsvc.engine.paged_runner import says_the_same
 from llmsvc.engine.runner import Runner
@@ -166,7 +166,7 @@ class Warmup(_Background):
                 work,
                 kind,
                 str(library),
-                way_of(self._model, kind),
+                *ways_of(self._model, kind),
             ]
             env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{work}/inductor"}
             started = time.monotonic()
@@ -209,11 +209,11 @@ class Warmup(_Background):
                 for start, end in pairwise((0, 100, _PIECE, length - 2, length)):
                     self._quiet()
                     logits = compute(self._runner.prefill, slot, tokens[start:end], start, int(end == length))
-                found += logits
+                found += logits.clone()  # the next pass takes their memory
             for n in range(3):
                 self._quiet()
                 last = {s: s + n for s in range(rows)}
-                found += compute(self._runner.decode, last, [x + n for x in lengths])
+                found += compute(self._runner.decode, last, [x + n for x in lengths]).clone()
         # Activations of 8 bits make much of the last bit, which is another in another order of sums.
         return compute(_near, found, 0.1 if getattr(self._model.config, "weights_of_4_bits", ()) else 5e-3)
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from tiny import CONFIGS, Collected, kept_kernels, tiny
 from transformers import AutoModelForCausalLM
 
-from llmsvc.engine import Engine, chunk_attention
-from llmsvc.engine.chunk_attention import _by_kernel, attend_up_to
+from llmsvc.engine import Engine, chunk_attention, kv_cache
+from llmsvc.engine.chunk_attention import _by_kernel, attend_up_to, fits_kernel
 from llmsvc.engine.kernels import load_kernels
+from llmsvc.engine.kv_cache import SlotLayer, Step
 from llmsvc.engine.runner import Runner
 
 TOKENS = [(7 * n) % 290 + 3 for n in range(300)]
@@ -28,7 +29,7 @@ def test_a_piece_says_what_it_says_with_a_mask(name: str, dtype: torch.dtype, mo
     monkeypatch.setattr(
         chunk_attention, "sdpa_attention_forward", lambda *given, **named: in_parts.append(0) or plain(*given, **named)
     )
-    monkeypatch.setattr(chunk_attention, "fits_kernel", lambda _: False)
+    monkeypatch.setattr(chunk_attention, "fits_kernel", lambda *_: False)
     for least in (16, len(TOKENS) + 1):
         monkeypatch.setattr(chunk_attention, "PIECE", least)
         in_parts.clear()
@@ -60,7 +61,11 @@ def test_a_token_sees_all_up_to_its_place_and_hangs_on_nothing_else(data: st.Dat
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
     query = data.draw(st.sampled_from([0.1, 3.0])) * torch.randn(rows, new, shared * group, size, generator=generator)
     query = query.transpose(1, 2)  # as models make it
-    cache = [torch.randn(rows, shared, length + 9, size, generator=generator) for _ in range(2)]
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float16]))
+    if not fits_kernel(size, dtype):
+        assert dtype == torch.float16
+        return  # only processors that widen such numbers read them
+    cache = [torch.randn(rows, shared, length + 9, size, generator=generator).to(dtype) for _ in range(2)]
     for part in cache:
         for row, start in enumerate(starts):
             part[row, :, start + new :] = float("nan")  # nobody may look there
@@ -88,6 +93,36 @@ def test_a_token_sees_all_up_to_its_place_and_hangs_on_nothing_else(data: st.Dat
             assert torch.equal(again.nan_to_num(7), found[row, part].nan_to_num(7))
 
 
+def test_with_the_kernel_a_token_takes_half_the_memory(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
+    if not load_kernels(kept_kernels()):
+        pytest.skip("needs a C++ compiler")
+    if not fits_kernel(16, torch.float16):
+        pytest.skip("the processor does not widen such numbers")
+    held = []
+    for ours in (True, False):
+        if not ours:
+            monkeypatch.setattr(kv_cache, "fits_kernel", lambda *_: False)
+        engine = Engine(tiny("heads-of-16"), tokenizer, window=512, slots=3)
+        collected = Collected(engine)
+        try:
+            collected.submit("a", TOKENS)
+            collected.all(1)
+            held.append(engine.kv_bytes)
+        finally:
+            engine.close()
+    assert held == [pytest.approx(324 * 2 * 4 * 2 * 16 * 2, rel=0.01), 2 * held[0]]
+
+
+def test_keys_that_are_too_large_for_16_bits_do_not_become_infinite() -> None:
+    step = Step(0, 1, torch.tensor([[0, 1]]), 2, 2)
+    layer = SlotLayer(1, 64, step, torch.float16)
+    given = torch.tensor([70000.0, -1e9]).view(1, 1, 2, 1).expand(1, 2, 2, 16).contiguous()
+    keys, values = layer.update(given, given / 1e6)
+    assert keys.dtype == torch.float16
+    assert keys[0, 0, :, 0].tolist() == [65504, -65504]
+    assert torch.allclose(values.float(), given / 1e6, rtol=1e-3)
+
+
 def test_with_the_kernel_a_model_says_what_it_says_without(
     model_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +135,7 @@ def test_with_the_kernel_a_model_says_what_it_says_without(
     told, calls = [], []
     for ours in (True, False):
         if not ours:
-            monkeypatch.setattr(chunk_attention, "fits_kernel", lambda _: False)
+            monkeypatch.setattr(chunk_attention, "fits_kernel", lambda *_: False)
         engine = Engine(model, tokenizer, window=512, slots=3)
         collected = Collected(engine)
         try:

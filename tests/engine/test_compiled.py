@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from llmsvc.engine import Engine
 from llmsvc.engine.blocks import has_blocks
-from llmsvc.engine.compiled import CompiledStep, library_name, way_of
+from llmsvc.engine.compiled import CompiledStep, library_name, ways_of
 from llmsvc.engine.int8 import quantize_linears
 from llmsvc.engine.kernels import compiler
 from llmsvc.engine.runner import Runner
@@ -40,9 +41,21 @@ def rounded(name: str = "heads-of-16", seed: int = 0) -> Any:
 pytestmark = pytest.mark.skipif(not compiler(), reason="needs a C++ compiler")
 
 
+def build(model: Any, libraries: dict[str, Path]) -> None:
+    """Compile steps of several kinds as the service does, but at once."""
+    with tempfile.TemporaryDirectory() as config:
+        model.config.save_pretrained(config)
+        command = [sys.executable, "-m", "llmsvc.engine.compiled", config]
+        children = [subprocess.Popen([*command, kind, out, *ways_of(model, kind)]) for kind, out in libraries.items()]
+        assert [child.wait() for child in children] == [0] * len(children)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
+    """Has all kinds but one, which the first engine has built by itself."""
+    folder, model = tmp_path_factory.mktemp("compiled"), rounded()
+    build(model, {kind: folder / library_name(model, kind) for kind in sorted(KINDS - {"one"})})
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +141,7 @@ def test_a_piece_says_the_same_wherever_it_begins(folder: Path, tokenizer: Any) 
 def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any, compiled: bool) -> None:
     """Read in a piece, behind any cut, or generated alone or in company: so no answer hangs on what was cached."""
     model, tokens = rounded(), [(n * 17) % 290 + 5 for n in range(300)]
-    if {way_of(model, kind) for kind in KINDS} != {"kernel"}:
+    if {ways_of(model, kind)[0] for kind in KINDS} != {"kernel"}:
         pytest.skip("steps multiply in several ways here")
     runner = Runner(model, 3, 512)
     if compiled:
@@ -150,7 +163,7 @@ def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any
     def in_pieces(*cuts: int) -> torch.Tensor:
         for start, end in pairwise((0, *cuts)):
             runner.prefill(0, tokens[start:end], start, 0)
-        return runner.prefill(0, tokens[cuts[-1] :], cuts[-1])
+        return runner.prefill(0, tokens[cuts[-1] :], cuts[-1]).clone()  # the next step takes their memory
 
     def in_steps(slots: tuple[int, ...]) -> torch.Tensor:
         for slot in slots:
@@ -176,6 +189,33 @@ def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any
             step.close()
 
 
+def test_two_models_of_one_architecture_keep_their_logits_apart(folder: Path, tokenizer: Any) -> None:
+    """A step's logits lie where those of its last call lay, and two models take one library."""
+    models = rounded(), rounded(seed=1)
+    engine = Engine(models[0], tokenizer, window=512, slots=3, compiled=folder)
+    until(lambda: engine.compiled == KINDS)
+    engine.close()
+    steps = [CompiledStep(folder / library_name(model, "rows"), model) for model in models]
+    runners = [Runner(model, 3, 512) for model in models]
+    try:
+        for runner, step in zip(runners, steps, strict=True):
+            runner.decode({0: 7, 1: 8}, [0] * 4)
+            runner.compiled = {"rows": step}
+            runner.decode({0: 7, 1: 8, 2: 9}, [1] * 4)  # from the next on there is memory
+        first = runners[0].decode({0: 5, 1: 6}, [2] * 4)
+        before = first.clone()
+        second = runners[1].decode({0: 5, 1: 6}, [2] * 4)
+        assert torch.equal(first, before)
+        assert not torch.equal(first, second)
+        again = runners[0].decode({0: 15, 1: 16}, [3] * 4)
+        assert again.data_ptr() == first.data_ptr()
+        runners[0].decode({0: 15, 1: 16, 2: 17}, [4] * 4)
+        assert all("rows" in runner.compiled for runner in runners)
+    finally:
+        for step in steps:
+            step.close()
+
+
 def test_a_row_is_summed_alone_as_it_is_among_others(tmp_path: Path) -> None:
     """So wide that a compiler would have several threads add up a single row; some weights have 4 bits, others 8."""
     config = LlamaConfig(**{**SIZE, "hidden_size": 2048, "num_hidden_layers": 1, "head_dim": 16})
@@ -184,20 +224,17 @@ def test_a_row_is_summed_alone_as_it_is_among_others(tmp_path: Path) -> None:
     for layer in (model.model.layers[0].self_attn.k_proj, model.model.layers[0].mlp.up_proj):
         layer.weight.data = of_4_bits(torch.Generator().manual_seed(0), *layer.weight.shape, 15, -7.5) / 50
     quantize_linears(model, kept_kernels())
-    if {way_of(model, kind) for kind in KINDS} != {"kernel"}:
+    if {ways_of(model, kind)[0] for kind in KINDS} != {"kernel"}:
         pytest.skip("steps multiply in several ways here")
     assert len(model.config.weights_of_4_bits) == (2 if has_blocks() else 0)
-    model.config.save_pretrained(tmp_path)
     tokens = [(n * 17) % 290 + 5 for n in range(40)]
     runner = Runner(model, 1, 512)
-    command = [sys.executable, "-m", "llmsvc.engine.compiled", tmp_path]
-    children = [subprocess.Popen([*command, kind, tmp_path / f"{kind}.so", "kernel"]) for kind in ("one", "chunk")]
-    assert [child.wait() for child in children] == [0, 0]
+    build(model, {kind: tmp_path / f"{kind}.so" for kind in ("one", "chunk")})
     steps = {kind: CompiledStep(tmp_path / f"{kind}.so", model) for kind in ("one", "chunk")}
     try:
         runner.compiled = dict(steps)
-        together = runner.prefill(0, tokens, 0, len(tokens))
-        alone = [runner.prefill(0, [token], n)[0] for n, token in enumerate(tokens)]
+        together = runner.prefill(0, tokens, 0, len(tokens)).clone()
+        alone = [runner.prefill(0, [token], n)[0].clone() for n, token in enumerate(tokens)]
         assert torch.equal(torch.stack(alone), together)
     finally:
         for step in steps.values():

@@ -146,6 +146,14 @@ def test_pages_grow_to_their_bound_and_then_the_oldest_text_goes(tokenizer: Any)
         assert running._runner._cache.pages <= pages_of(600 + 64) + 4 + 1
 
 
+def test_a_step_may_end_no_prompt(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a short piece nobody asks what comes next."""
+    with engine(tiny("llama"), tokenizer, slots=2, chunk=32, paged=True) as (_, collected):
+        collected.submit("long", LONG)
+        assert collected.all(1)["long"][1].error is None
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 REQUESTS = st.fixed_dictionaries(
     {
         "length": st.integers(1, 150),

@@ -60,6 +60,19 @@ def test_the_kernel_draws_what_torch_draws(
     assert all(torch.isfinite(logits[row, token]) for row, token in enumerate(found) if row)
 
 
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 10_000), st.sampled_from([1, 3, 7, 8, 50, 3001]), st.sampled_from([0.3, 1.0, 50.0]))
+def test_greedy_takes_the_first_of_the_largest(seed: int, size: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (spread * torch.randn(ROWS, size, generator=generator)).round()  # several are the largest
+    logits[torch.rand(ROWS, size, generator=generator) < 0.2] = float("-inf")
+    logits[:, int(torch.randint(size, (1,), generator=generator))] = 0.0
+    found = sample(logits, [SamplingParams(temperature=0)] * ROWS, [random.Random(n) for n in range(ROWS)])
+    assert found == logits.argmax(-1).tolist()
+    logits[0, int(torch.randint(size, (1,), generator=generator))] = float("nan")
+    assert sample(logits[:1], [SamplingParams(temperature=0)], [random.Random(0)]) == [-1]
+
+
 def test_rows_are_drawn_each_by_its_own_filters() -> None:
     logits = 3 * torch.randn(6, 5000, generator=torch.Generator().manual_seed(1))
     params = [

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,22 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Iterator[St
     running.close()
 
 
-@pytest.fixture
-def client(hub: StandInHub, own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setenv("HF_ENDPOINT", hub.url)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    app = App(own_data).wait()
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The service's cache of the hub."""
+    return tmp_path_factory.mktemp("hf")
+
+
+@pytest.fixture(scope="module")
+def client(
+    hub: StandInHub, make_data: Callable[[Path], Path], cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Client]:
+    own = make_data(tmp_path_factory.mktemp("service"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", hub.url)
+        patch.setenv("HF_HOME", str(cache))
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
+        app = App(own).wait()
     yield Client(app.url, verbose=False)
     hub.goes_on.set()
     app.stop()
@@ -75,7 +85,7 @@ def test_the_hub_is_searched_for_models_that_can_be_loaded(client: Client, hub: 
 
 
 def test_a_download_tells_its_progress_can_be_cancelled_and_goes_on_where_it_was(
-    client: Client, hub: StandInHub, tmp_path: Path
+    client: Client, hub: StandInHub, cache: Path
 ) -> None:
     expected = client.predict(f"https://huggingface.co/{TINY}", api_name="/model_forecast")
     size = (hub.models[TINY] / "model.safetensors").stat().st_size
@@ -100,7 +110,7 @@ def test_a_download_tells_its_progress_can_be_cancelled_and_goes_on_where_it_was
     assert loaded["memory_bytes"] == pytest.approx(expected["weights_bytes"], rel=0.03)
     (first,) = [first for name, first in hub.asked if name == "model.safetensors"]
     assert first >= 1 << 20
-    assert not list((tmp_path / "hf").rglob("original"))
+    assert not list(cache.rglob("original"))
     assert [r["local"] for r in client.predict("tiny", api_name="/model_search")] == [True]
     state = client.predict(client.predict(api_name="/session_create")["id"], "Hello.", TINY, api_name="/chat")[1]
     assert state["state"] == "done"
@@ -109,7 +119,7 @@ def test_a_download_tells_its_progress_can_be_cancelled_and_goes_on_where_it_was
     client.predict(TINY, api_name="/model_unload")
     freed = client.predict(TINY, api_name="/model_delete")
     assert freed["freed_bytes"] >= size
-    assert not list((tmp_path / "hf").rglob("*.safetensors"))
+    assert not list(cache.rglob("*.safetensors"))
 
 
 def test_the_page_finds_a_model_tells_what_it_takes_and_loads_it(client: Client, browser: Browser) -> None:
@@ -134,10 +144,11 @@ def test_the_page_finds_a_model_tells_what_it_takes_and_loads_it(client: Client,
     page.locator("#hub").get_by_label("Search").press("Enter")
     expect(page.locator("#found")).to_contain_text("Try fewer words")
     page.close()
+    client.predict(TINY, api_name="/model_unload")
 
 
 def test_a_repository_of_gguf_files_gives_the_usual_one_or_the_one_that_is_named(
-    client: Client, hub: StandInHub, tmp_path: Path
+    client: Client, hub: StandInHub, cache: Path
 ) -> None:
     named = f"https://huggingface.co/{PACKED}:q4_1"
     expected = client.predict(PACKED, api_name="/model_forecast")
@@ -159,7 +170,7 @@ def test_a_repository_of_gguf_files_gives_the_usual_one_or_the_one_that_is_named
     client.predict(f"{PACKED}:q4_1", api_name="/model_unload")
     size = (hub.models[PACKED] / "smol.Q4_1.gguf").stat().st_size
     assert client.predict(f"{PACKED}:q4_1", api_name="/model_delete")["freed_bytes"] > size
-    assert not list((tmp_path / "hf").rglob("*.gguf"))
+    assert not list(cache.rglob("*.gguf"))
 
 
 def test_what_cannot_be_had_says_which_step_to_take(client: Client) -> None:

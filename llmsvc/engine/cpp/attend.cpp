@@ -4,7 +4,7 @@
 // small product of matrices, then weights, then another product (FlashAttention, Dao et al. 2022, 2205.14135). Blocks, and
 // spans of them, begin at fixed places and are put together in their order: a token's result hangs neither on how its text
 // was cut into pieces nor on how many compute, and what was generated is to the bit what is read of it later. Built by
-// kernels.py, called by chunk_attention.py and compiled steps.
+// kernels.py, called by chunk_attention.py and compiled steps. Keys and values have 32 bits, or 16.
 
 #include <algorithm>
 #include <cmath>
@@ -18,10 +18,11 @@ namespace {
 
 // The tokens of each row see the positions up to their own. Strides are counted in numbers; those of one head's size lie
 // side by side.
+template <class Number>
 struct Attention {
     const float* query;  // (rows, heads, tokens, size)
-    const float* keys;  // (rows, shared, positions, size): each is shared by heads / shared, positions side by side
-    const float* values;
+    const Number* keys;  // (rows, shared, positions, size): each is shared by heads / shared, positions side by side
+    const Number* values;
     const int64_t* positions;  // (rows, tokens)
     float* out;  // (rows, tokens, heads, size), side by side
     float scale;
@@ -37,15 +38,18 @@ constexpr int64_t MOST = 1 << 24;  // numbers of spans that are computed apart
 constexpr int64_t TURNED = 4 * WIDE;  // keys at once
 constexpr int ROWS = 6;  // queries of a tile, whose sums stay in registers
 
-// `count` keys side by side: (size, TURNED).
-void turn(const float* keys, int64_t count, int64_t size, float* out) {
-    int64_t n = 0;
+// `count` keys side by side: (size, TURNED). What is behind them, up to a vector's end, is of no matter.
+template <class Number>
+void turn(const Number* keys, int64_t count, int64_t size, float* out) {
 #ifdef __AVX2__
-    for (; n + 8 <= count; n += 8) {
-        for (int64_t k = 8 * size; k < 16 * size; k += 16) __builtin_prefetch(keys + n * size + k);  // those that follow
+    constexpr int64_t LINE = 64 / sizeof(Number);
+    for (int64_t n = 0; n < count; n += 8) {
+        for (int64_t k = 8 * size; k < 16 * size; k += LINE) __builtin_prefetch(keys + n * size + k);  // those that follow
+        const Number* row[8];
+        for (int i = 0; i < 8; i++) row[i] = keys + std::min(n + i, count - 1) * size;
         for (int64_t k = 0; k < size; k += 8) {
             __m256 a[8], b[8];
-            for (int i = 0; i < 8; i++) a[i] = _mm256_loadu_ps(keys + (n + i) * size + k);
+            for (int i = 0; i < 8; i++) a[i] = eight(row[i] + k);
             for (int i = 0; i < 8; i += 2) {
                 b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
                 b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
@@ -61,21 +65,22 @@ void turn(const float* keys, int64_t count, int64_t size, float* out) {
             }
         }
     }
-#endif
-    for (; n < count; n++)
+#else
+    for (int64_t n = 0; n < count; n++)
         for (int64_t k = 0; k < size; k++) out[k * TURNED + n] = keys[n * size + k];
+#endif
 }
 
 // The product of R rows of `count` numbers with as many rows of W vectors; MORE: added to what is there.
-template <bool MORE, int R, int W>
-void multiply(const float* const* left, const float* right, int64_t by, int64_t count, float* const* out) {
+template <bool MORE, int R, int W, class Number>
+void multiply(const float* const* left, const Number* right, int64_t by, int64_t count, float* const* out) {
     Floats sums[R][W];
 #pragma GCC unroll 8  // sums that are counted through would be kept in memory
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
         for (int w = 0; w < W; w++) sums[r][w] = MORE ? load(out[r] + w * WIDE) : Floats{};
     for (int64_t k = 0; k < count; k++) {
-        const float* const next = right + k * by;
+        const Number* const next = right + k * by;
         if constexpr (R < W) {  // registers hold the fewer ones
             Floats one[R];
             for (int r = 0; r < R; r++) one[r] = pinned(all(left[r][k]));
@@ -98,8 +103,8 @@ void multiply(const float* const* left, const float* right, int64_t by, int64_t 
         for (int w = 0; w < W; w++) store(out[r] + w * WIDE, sums[r][w]);
 }
 
-template <bool MORE, int R>
-void multiply(const float* const* left, const float* right, int64_t by, int64_t count, float** out, int64_t width) {
+template <bool MORE, int R, class Number>
+void multiply(const float* const* left, const Number* right, int64_t by, int64_t count, float** out, int64_t width) {
     int64_t at = 0;
     const auto go_on = [&](int64_t step) {
         at += step;
@@ -111,9 +116,9 @@ void multiply(const float* const* left, const float* right, int64_t by, int64_t 
 }
 
 // left @ right, which is (count, width), to out, of which each row lies `out_by` behind the last.
-template <bool MORE>
+template <bool MORE, class Number>
 void multiply(
-    const float* const* left, int64_t rows, const float* right, int64_t by, int64_t count, float* out, int64_t out_by,
+    const float* const* left, int64_t rows, const Number* right, int64_t by, int64_t count, float* out, int64_t out_by,
     int64_t width) {
     for (int64_t row = 0; row < rows; row += ROWS) {
         float* to[ROWS];
@@ -134,9 +139,10 @@ struct Queries {
     int64_t count = 0, group = 0, size = 0;
     std::vector<const float*> query, weight_rows;
     std::vector<int64_t> seen;  // positions that each may see
-    std::vector<float> turned, weights, largest, sums, out;
+    std::vector<float> turned, widened, weights, largest, sums, out;
 
-    void begin(const Attention& a, int64_t row, int64_t head, int64_t first, int64_t tokens) {
+    template <class Number>
+    void begin(const Attention<Number>& a, int64_t row, int64_t head, int64_t first, int64_t tokens) {
         group = a.heads / a.shared, count = tokens * group, size = a.size;
         query.resize(count), weight_rows.resize(count), seen.resize(count), largest.resize(count), sums.resize(count);
         turned.resize(size * TURNED), weights.resize(count * BLOCK), out.resize(count * size);
@@ -151,25 +157,40 @@ struct Queries {
     int64_t furthest() const { return *std::max_element(seen.begin(), seen.end()); }
 
     // What they see of [from, to).
-    void span(const float* keys, const float* values, int64_t from, int64_t to, float scale) {
+    template <class Number>
+    void span(const Number* keys, const Number* values, int64_t from, int64_t to, float scale) {
         std::fill(largest.begin(), largest.end(), NOTHING);
         std::fill(sums.begin(), sums.end(), 0.0f);
         std::fill(out.begin(), out.end(), 0.0f);
         for (; from < to; from += BLOCK) {
             const int64_t here = std::min(BLOCK, to - from), whole = (here + WIDE - 1) / WIDE * WIDE;
             for (int64_t n = 0; n < here; n += TURNED) {
-                turn(keys + (from + n) * size, std::min(TURNED, here - n), size, turned.data());
+                const int64_t now = std::min(TURNED, here - n), line = 64 / sizeof(Number);
+                for (int64_t k = 0; count <= ROWS && k < now * size; k += line)
+                    __builtin_prefetch(values + (from + n) * size + k);  // few queries are done before memory answers
+                turn(keys + (from + n) * size, now, size, turned.data());
                 const int64_t some = std::min(TURNED, whole - n);
                 multiply<false>(query.data(), count, turned.data(), TURNED, size, &weights[n], BLOCK, some);
             }
             for (int64_t q = 0; q < count; q++) weigh(q, seen[q] - from, whole, scale);
-            for (int64_t q = 0; q < count; q += ROWS) read(q, std::min<int64_t>(ROWS, count - q), values + from * size, from, here);
+            const auto read_all = [&](const auto* block) {
+                for (int64_t q = 0; q < count; q += ROWS) read(q, std::min<int64_t>(ROWS, count - q), block, from, here);
+            };
+            const Number* const block = values + from * size;
+            if (sizeof(Number) == sizeof(float) || count <= ROWS) {
+                read_all(block);
+            } else {  // once for all of them
+                widened.resize(BLOCK * size);
+                for (int64_t k = 0; k < here * size; k += WIDE) store(&widened[k], load(block + k));
+                read_all(static_cast<const float*>(widened.data()));
+            }
         }
     }
 
     // Adds a block's values for `rows` queries: what all of them see together, then of each what only it sees. What lies
     // behind may be no number, and 0 times that is none either.
-    void read(int64_t first, int64_t rows, const float* values, int64_t from, int64_t here) {
+    template <class Number>
+    void read(int64_t first, int64_t rows, const Number* values, int64_t from, int64_t here) {
         const auto own = [&](int64_t q) { return std::clamp<int64_t>(seen[q] - from, 0, here); };
         int64_t common = here;
         for (int64_t q = first; q < first + rows; q++) common = std::min(common, own(q));
@@ -225,7 +246,8 @@ void join(float* all, float largest, float sum, const float* out, int64_t size) 
     for (int64_t k = 0; k < size; k++) all[2 + k] = all[2 + k] * rest + out[k] * share;
 }
 
-void attend(const Attention& a) {
+template <class Number>
+void attend(const Attention<Number>& a) {
     const int64_t group = a.heads / a.shared, some = std::min(a.tokens, std::max<int64_t>(1, QUERIES / group));
     const int64_t parts = (a.tokens + some - 1) / some, tasks = a.rows * a.shared * parts, size = a.size;
     const int64_t spans = (*std::max_element(a.positions, a.positions + a.rows * a.tokens) + SPAN) / SPAN;
@@ -243,7 +265,7 @@ void attend(const Attention& a) {
     };
 #pragma omp parallel
     {
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
         for (int64_t both = 0; both < tasks * steps; both++) {
             const int64_t task = both / steps, row = task / parts / a.shared, head = task / parts % a.shared;
             const int64_t at = row * a.by_row + head * a.by_head;
@@ -266,7 +288,8 @@ void attend(const Attention& a) {
             for (int64_t q = 0; q < queries.count && !apart; q++) finish(task, q, &all[q * place]);
         }
         if (apart) {
-#pragma omp for schedule(static)
+#pragma omp barrier
+#pragma omp for schedule(static) nowait
             for (int64_t task = 0; task < tasks; task++) {
                 const int64_t first = first_of(task), last = std::min(first + some, a.tokens);
                 const int64_t* seen = a.positions + task / parts / a.shared * a.tokens;
@@ -287,11 +310,28 @@ void attend(const Attention& a) {
 
 }  // namespace
 
+// Whether keys and values may have 16 bits.
+extern "C" int llmsvc_has_halves() {
+#ifdef HAS_HALVES
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// `bits`: of a number of keys and values.
 extern "C" void llmsvc_attend(
-    const float* query, const float* keys, const float* values, const int64_t* positions, float* out, float scale,
-    int64_t rows, int64_t heads, int64_t shared, int64_t tokens, int64_t size, int64_t query_by_row, int64_t query_by_head,
-    int64_t query_by_token, int64_t by_row, int64_t by_head) {
-    const Attention a{query,  keys, values,       positions,     out,            scale,  rows,   heads, shared,
-                      tokens, size, query_by_row, query_by_head, query_by_token, by_row, by_head};
-    attend(a);
+    const float* query, const void* keys, const void* values, const int64_t* positions, float* out, float scale,
+    int64_t bits, int64_t rows, int64_t heads, int64_t shared, int64_t tokens, int64_t size, int64_t query_by_row,
+    int64_t query_by_head, int64_t query_by_token, int64_t by_row, int64_t by_head) {
+    const auto go = [&](const auto* all_keys, const auto* all_values) {
+        const Attention<std::remove_cv_t<std::remove_pointer_t<decltype(all_keys)>>> a{
+            query,  all_keys, all_values,   positions,     out,            scale,  rows,   heads, shared,
+            tokens, size,     query_by_row, query_by_head, query_by_token, by_row, by_head};
+        attend(a);
+    };
+#ifdef HAS_HALVES
+    if (bits == 16) return go(static_cast<const Half*>(keys), static_cast<const Half*>(values));
+#endif
+    go(static_cast<const float*>(keys), static_cast<const float*>(values));
 }

@@ -21,15 +21,19 @@ constexpr int64_t MANY = 12;  // rows for which it pays to unpack weights
 constexpr int64_t PART = 32;  // blocks that are unpacked together, as many as a word has bits
 constexpr double FAR = 2.25;  // larger than that, beside the mean of its row, and a block gets 16 bits
 constexpr float PARTS = 254;
+constexpr float WORTH = 32760;  // units that one of the largest step is worth
 
 inline int64_t parts(int64_t blocks) { return (blocks + PART - 1) / PART; }
 
-// Rows as they are multiplied: (rows, width), and of each block, (rows, blocks), what one is worth, and what all together are.
+// Rows as they are multiplied, (rows, width). A step is a whole number of a row's units: so it costs no multiplication of its
+// own, where the sums of two columns are added.
 struct Rows {
     int64_t width;
     int8_t *numbers, *rest;  // what rounding left, of which PARTS are one; 0 where it is not counted
-    float *steps, *sums;
-    uint32_t* fine;  // whether it is, bit by bit: (rows, parts)
+    int32_t* steps;  // (rows, blocks), twice in 16 bits
+    float* sums;  // (rows, blocks), of all that is in a block, in units
+    float* units;  // (rows)
+    uint32_t* fine;  // whether what rounding left is counted, bit by bit: (rows, parts)
 };
 
 // The panel that begins with this channel.
@@ -61,7 +65,9 @@ inline int32_t put(const __m256i (&whole)[4], int8_t* out) {
 // One row.
 inline void round(const float* x, const Rows& to, int64_t row) {
     const int64_t count = to.width / COLUMNS;
-    float *const steps = to.steps + row * count, *const sums = to.sums + row * count;
+    int32_t* const steps = to.steps + row * count;
+    float* const sums = to.sums + row * count;  // of each block first its largest number, then what brings that to 127
+    uint32_t* const fine = to.fine + row * parts(count);
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256 none = _mm256_setzero_ps();
     for (int64_t b = 0; b < count; b++) {
@@ -71,13 +77,19 @@ inline void round(const float* x, const Rows& to, int64_t row) {
             most = _mm256_max_ps(most, _mm256_andnot_ps(sign, some));
             none = _mm256_add_ps(none, _mm256_mul_ps(some, _mm256_setzero_ps()));
         }
-        steps[b] = largest_of(most);
+        sums[b] = largest_of(most);
     }
-    for (int64_t b = 0; b < count; b++) sums[b] = 127.0f / steps[b];
-    for (int64_t b = 0; b < count; b++) steps[b] /= 127.0f;
+    float largest = 0;
     double together[4] = {};
-    for (int64_t b = 0; b < count; b++) together[b % 4] += steps[b];
+    for (int64_t b = 0; b < count; b++) largest = std::max(largest, sums[b]), together[b % 4] += sums[b];
     const double far = FAR / count * (together[0] + together[1] + together[2] + together[3]);
+    const float unit = largest / (127 * WORTH);
+    for (int64_t part = 0; part < parts(count); part++) {
+        fine[part] = 0;
+        for (int64_t b = part * PART; b < std::min((part + 1) * PART, count); b++) fine[part] |= uint32_t(sums[b] > far) << b % PART;
+    }
+    for (int64_t b = 0; b < count; b++) steps[b] = int32_t(std::min(WORTH, std::ceil(sums[b] / (127 * unit))));
+    for (int64_t b = 0; b < count; b++) sums[b] = 1 / (steps[b] * unit);
     for (int64_t b = 0; b < count; b++) {
         const __m256 by = _mm256_set1_ps(sums[b]);
         __m256 scaled[4];
@@ -86,10 +98,7 @@ inline void round(const float* x, const Rows& to, int64_t row) {
         for (int n = 0; n < 4; n++) whole[n] = _mm256_cvtps_epi32(scaled[n]);
         const int64_t at = row * to.width + b * COLUMNS;
         float sum = put(whole, to.numbers + at);
-        uint32_t& fine = to.fine[row * parts(count) + b / PART];
-        if (b % PART == 0) fine = 0;
-        if (steps[b] > far) {
-            fine |= uint32_t(1) << b % PART;
+        if (fine[b / PART] >> b % PART & 1) {
             for (int n = 0; n < 4; n++) {
                 const __m256 left = _mm256_sub_ps(scaled[n], _mm256_cvtepi32_ps(whole[n]));
                 whole[n] = _mm256_cvtps_epi32(_mm256_mul_ps(left, _mm256_set1_ps(PARTS)));
@@ -98,11 +107,13 @@ inline void round(const float* x, const Rows& to, int64_t row) {
         } else {
             _mm256_storeu_si256((__m256i*)(to.rest + at), _mm256_setzero_si256());
         }
-        sums[b] = steps[b] * sum;
+        sums[b] = float(steps[b]) * sum;
+        steps[b] *= 0x10001;
     }
     float odd[8];
     _mm256_storeu_ps(odd, none);
-    for (float one : odd) steps[0] += one;  // no number if the row has one that is none
+    to.units[row] = unit;
+    for (float one : odd) to.units[row] += one;  // no number if the row has one that is none
 }
 
 inline __m256i four(const int8_t* from) {
@@ -111,16 +122,17 @@ inline __m256i four(const int8_t* from) {
     return pinned(_mm256_set1_epi32(columns));
 }
 
-// Not as a sum: gcc 12 would make many moves of it. At most 8 of them fit into 16 bits.
+// Not as a sum: gcc 12 would make many moves of it.
 inline __m256i added(__m256i sums, __m256i weights, __m256i row) {
     asm("vpaddw %1, %0, %0" : "+x"(sums) : "x"(_mm256_maddubs_epi16(weights, row)));
     return sums;
 }
 
-inline __m256 whole(__m256i sums) { return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi16(1))); }
+// Products of a block's columns, in units: 8 * 2 * 15 * 127 * 2 * WORTH fits into 32 bits.
+inline __m256 in_units(__m256i sums, int32_t step) { return _mm256_cvtepi32_ps(_mm256_madd_epi16(sums, _mm256_set1_epi32(step))); }
 
 inline __m256 finished(__m256i sums, const Rows& x, int64_t at, __m256 step, __m256 least, __m256 so_far) {
-    so_far = _mm256_fmadd_ps(_mm256_mul_ps(whole(sums), _mm256_set1_ps(x.steps[at])), step, so_far);
+    so_far = _mm256_fmadd_ps(in_units(sums, x.steps[at]), step, so_far);
     return _mm256_fmadd_ps(_mm256_set1_ps(x.sums[at]), least, so_far);
 }
 
@@ -166,7 +178,6 @@ inline void unpack(const uint8_t* from, int64_t count, Unpacked& to) {
 // Products of a block, as whole numbers.
 template <int ROWS>
 ALWAYS_INLINE void sum_up(const int8_t* numbers, int64_t width, const uint8_t (&block)[COLUMNS / 4][2][32], __m256i (&sums)[ROWS][2]) {
-    for (auto& both : sums) both[0] = both[1] = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int n = 0; n < COLUMNS / 4; n++) {
         const __m256i weights[2] = {
@@ -174,7 +185,8 @@ ALWAYS_INLINE void sum_up(const int8_t* numbers, int64_t width, const uint8_t (&
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; r++) {
             const __m256i some = four(numbers + r * width + n * 4);
-            for (int v = 0; v < 2; v++) sums[r][v] = pinned(added(sums[r][v], weights[v], some));
+            for (int v = 0; v < 2; v++)
+                sums[r][v] = pinned(n ? added(sums[r][v], weights[v], some) : _mm256_maddubs_epi16(weights[v], some));
         }
     }
 }
@@ -184,14 +196,13 @@ ALWAYS_INLINE void sum_up(const int8_t* numbers, int64_t width, const uint8_t (&
 template <class Block, class Scale>
 __attribute__((noinline)) void add_rest(
     const Rows& x, int64_t row, int64_t first, uint32_t fine, float (&all)[2][8], const Block& block, const Scale& scale) {
-    const float* const steps = x.steps + row * (x.width / COLUMNS);
+    const int32_t* const steps = x.steps + row * (x.width / COLUMNS);
     for (; fine; fine &= fine - 1) {
         const int64_t b = first + __builtin_ctz(fine);
         __m256i sums[1][2];
         sum_up<1>(x.rest + row * x.width + b * COLUMNS, x.width, block(b), sums);
-        const __m256 by = _mm256_set1_ps(steps[b] * (1 / PARTS));
         for (int v = 0; v < 2; v++) {
-            const __m256 sum = _mm256_mul_ps(whole(sums[0][v]), by);
+            const __m256 sum = _mm256_mul_ps(in_units(sums[0][v], steps[b]), _mm256_set1_ps(1 / PARTS));
             _mm256_store_ps(all[v], _mm256_fmadd_ps(sum, scale(b, v), _mm256_load_ps(all[v])));
         }
     }
@@ -223,7 +234,8 @@ void tile(const Rows& x, int64_t row, const uint8_t* weights, float* out, int64_
             }
     }
     for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < 2; v++) _mm256_storeu_ps(out + (row + r) * out_stride + v * 8, all[r][v]);
+        for (int v = 0; v < 2; v++)
+            _mm256_storeu_ps(out + (row + r) * out_stride + v * 8, _mm256_mul_ps(all[r][v], _mm256_set1_ps(x.units[row + r])));
 }
 
 // Adds the products of a part, of `count` blocks from the block `first` on, to `out`, or to nothing if it is the first.
@@ -253,7 +265,11 @@ void panel(const Rows& x, int64_t row, int64_t first, int64_t count, const Unpac
     const auto scale = [&](int64_t b, int v) { return _mm256_load_ps(w.scales[b - first][0][v]); };
     for (int r = 0; r < ROWS; r++)
         if (const uint32_t fine = x.fine[(row + r) * parts(blocks) + first / PART]) add_rest(x, row + r, first, fine, all[r], block, scale);
-    for (int r = 0; r < ROWS; r++) std::memcpy(out + (row + r) * out_stride, all[r], sizeof all[r]);
+    for (int r = 0; r < ROWS; r++) {
+        const __m256 unit = _mm256_set1_ps(first + count == blocks ? x.units[row + r] : 1);
+        for (int v = 0; v < 2; v++)
+            _mm256_storeu_ps(out + (row + r) * out_stride + v * 8, _mm256_mul_ps(_mm256_load_ps(all[r][v]), unit));
+    }
 }
 
 #else  // never called

@@ -1,4 +1,4 @@
-// A token for each row of logits, drawn as sampling.py says, in one pass over the vocabulary after another.
+// A token for each row of logits, chosen as sampling.py says, in one pass over the vocabulary after another.
 //
 // The race needs a logarithm only for a token that may win it: -log(u) >= 1 - u. The nucleus is sorted out of the tokens
 // that are likely enough; these are looked for with a lower and lower bound until they are enough. Built by kernels.py.
@@ -35,6 +35,21 @@ struct Race {
         if (score > best) best = score, first = token;
     }
 };
+
+// The first of the largest, at temperature 0.
+int64_t likeliest(const float* logits, int64_t size) {
+    Floats highest = all(-INFINITY), none = {};
+    int64_t n = 0;
+    for (; n + WIDE <= size; n += WIDE) {
+        const Floats some = load(logits + n);
+        highest = some > highest ? some : highest;
+        none = some == some ? none : some;
+    }
+    float most = -INFINITY, odd = total(none);
+    for (int lane = 0; lane < WIDE; lane++) most = std::max(most, highest[lane]);
+    for (; n < size; n++) most = std::max(most, logits[n]), odd = logits[n] == logits[n] ? odd : logits[n];
+    return odd == odd && most > -INFINITY ? std::find(logits, logits + size, most) - logits : -1;
+}
 
 int64_t drawn(const float* logits, int64_t size, const Filters& filters, int64_t key) {
     static thread_local std::vector<float> memory;  // kept
@@ -111,7 +126,7 @@ extern "C" void llmsvc_draw(
     const float* logits, const float* filters, const int64_t* keys, int64_t* out, int64_t rows, int64_t size) {
 #pragma omp parallel for schedule(dynamic) if (rows > 1)
     for (int64_t row = 0; row < rows; row++) {
-        const float* own = filters + 4 * row;
-        out[row] = drawn(logits + row * size, size, {own[0], own[1], own[2], own[3]}, keys[row]);
+        const float *own = filters + 4 * row, *from = logits + row * size;
+        out[row] = own[0] ? drawn(from, size, {own[0], own[1], own[2], own[3]}, keys[row]) : likeliest(from, size);
     }
 }

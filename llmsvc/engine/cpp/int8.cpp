@@ -318,6 +318,7 @@ extern "C" void llmsvc_int8_linears(
     int64_t rows, int64_t width) {
     static thread_local std::vector<Line> memory, bytes;  // kept: what is new is cleared by the system, page by page
     static thread_local std::vector<float> worth, worths;
+    static thread_local std::vector<int32_t> whole;
     static thread_local std::vector<uint32_t> fine;
     static thread_local std::vector<Product> products;
     static thread_local std::vector<Task> tasks;
@@ -328,14 +329,16 @@ extern "C" void llmsvc_int8_linears(
     if (worth.size() < size_t(rows)) worth.resize(rows);
     const int64_t half = rows * width / LINE + 1;  // lines of rows in bytes, and as many of what rounding left
     if (const size_t need = 2 * half; coarse && bytes.size() < need) bytes.resize(need);
-    if (const size_t need = 2 * rows * in_blocks; coarse && worths.size() < need) worths.resize(need);
+    if (const size_t need = rows * in_blocks; coarse && whole.size() < need) whole.resize(need);
+    if (const size_t need = rows * (in_blocks + 1); coarse && worths.size() < need) worths.resize(need);
     if (const size_t need = rows * blocks::parts(in_blocks); coarse && fine.size() < need) fine.resize(need);
     int16_t* const integers = coarse < count ? memory.data()->numbers : nullptr;
     float* const steps = worth.data();
     blocks::Rows in_bytes{};
     if (coarse) {
         const auto small = reinterpret_cast<int8_t*>(bytes.data());
-        in_bytes = {width, small, small + half * LINE, worths.data(), worths.data() + rows * in_blocks, fine.data()};
+        float* const units = worths.data() + rows * in_blocks;
+        in_bytes = {width, small, small + half * LINE, whole.data(), worths.data(), units, fine.data()};
     }
     const int64_t out_stride = std::accumulate(channels, channels + count, int64_t(0));
     products.clear();
@@ -359,7 +362,7 @@ extern "C" void llmsvc_int8_linears(
 #pragma omp for schedule(static)
             for (int64_t row = 0; row < rows; row++) round(row);
         }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait  // threads meet behind it anyway
         for (int64_t n = 0; n < all; n++) {
             const Task &task = begin[n], &next = begin[std::min<int64_t>(n + omp_get_num_threads(), all - 1)];
             const Product& p = *next.product;

@@ -30,6 +30,26 @@ inline Floats load(const float* from) {
     return some;
 }
 
+#if defined(__AVX2__) && defined(__F16C__)
+#define HAS_HALVES
+struct Half {
+    uint16_t bits;
+};
+
+inline Floats load(const Half* from) {
+#ifdef __AVX512F__
+    return (Floats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#else
+    return (Floats)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#endif
+}
+
+inline __m256 eight(const Half* from) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); }
+#endif
+#ifdef __AVX2__
+inline __m256 eight(const float* from) { return _mm256_loadu_ps(from); }
+#endif
+
 inline void store(float* to, const Floats& some) { std::memcpy(to, &some, sizeof some); }
 
 inline Floats all(float number) { return number - Floats{}; }  // a sum with 0 would be computed: -0 + 0 is another
