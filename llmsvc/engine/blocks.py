@@ -10,7 +10,7 @@ from llmsvc.engine.kernels import kernels, run_kernel
 from llmsvc.engine.products import WAYS
 
 _COLUMNS, _CHANNELS = 32, 16
-_FAR, _PARTS, _WORTH = 2.25, 254, 32760  # as in cpp/blocks.h
+_FAR, _PARTS, _WORTH = 2.6, 254, 32760  # as in cpp/blocks.h
 _AT_ONCE = 2**18
 """Weights that are looked at together: what is made of them on the way stays in a core's cache."""
 

@@ -34,7 +34,7 @@ class Draw:
         ours = logits.device.type == "cpu" and kernels() is not None
         for row, own in enumerate(params):
             any_token = ours or (own.top_k <= 0 and own.top_p >= 1)
-            likeliest = own.temperature <= 0 and not ours  # torch looks for it ten times as long
+            likeliest = own.temperature <= 0 and not ours
             (greedy if likeliest else free if any_token else self._bounded).append(row)
         found: list[torch.Tensor] = []
         if greedy:

@@ -19,7 +19,7 @@ namespace blocks {
 constexpr int64_t COLUMNS = 32, CHANNELS = 16, HALF = CHANNELS * COLUMNS / 2, RECORD = HALF + 2 * 2 * CHANNELS;
 constexpr int64_t MANY = 12;  // rows for which it pays to unpack weights
 constexpr int64_t PART = 32;  // blocks that are unpacked together, as many as a word has bits
-constexpr double FAR = 2.25;  // larger than that, beside the mean of its row, and a block gets 16 bits
+constexpr double FAR = 2.6;  // larger than that, beside the mean of its row, and a block gets 16 bits
 constexpr float PARTS = 254;
 constexpr float WORTH = 32760;  // units that one of the largest step is worth
 
