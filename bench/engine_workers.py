@@ -1,5 +1,6 @@
 """The contestants of ``bench.engine``: each loads the model, says what it can do, and then does it when told."""
 
+import gc
 import itertools
 import json
 import statistics
@@ -57,6 +58,8 @@ def llmsvc(folder: str, data: str) -> None:
     engine = Engine(loaded.model, loaded.tokenizer, window=loaded.window, compiled=compiled)
     while not engine.warm:  # as it is from the second start on
         time.sleep(0.1)
+    gc.collect()
+    gc.freeze()  # as the service does behind each load
     words = loaded.tokenizer(LICENSE)["input_ids"]
 
     @contextmanager

@@ -273,6 +273,9 @@ void attend(const Attention<Number>& a) {
             static thread_local std::vector<float> kept_too;
             Queries& queries = *pinned(&kept);  // to ask for a thread's own place takes a call, each time
             std::vector<float>& all = *pinned(&kept_too);
+            const int64_t next = std::min(task + omp_get_num_threads(), tasks - 1) / parts;
+            const Number* const ahead = a.keys + next / a.shared * a.by_row + next % a.shared * a.by_head;
+            for (int64_t k = 0; k < 8 * size; k += 64 / sizeof(Number)) __builtin_prefetch(ahead + k);
             queries.begin(a, row, head, first_of(task), std::min(some, a.tokens - first_of(task)));
             const int64_t end = queries.furthest();
             all.assign(apart ? 0 : queries.count * place, 0.0f);

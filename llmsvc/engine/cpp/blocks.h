@@ -191,20 +191,41 @@ ALWAYS_INLINE void sum_up(const int8_t* numbers, int64_t width, const uint8_t (&
     }
 }
 
-// Adds to `all` what rounding left of a row's blocks, in the part whose first block is `first`. Seldom, and not between
-// products of several rows: registers are scarce there. `block` and `scale` give a block's weights, and steps of 8 channels.
-template <class Block, class Scale>
+// Adds to `all` what rounding left of blocks, in the part whose first block is `first`. Not between products: registers are
+// scarce there. `block` and `scale` give a block's weights, and steps of 8 channels. Where it is of many rows, as with the
+// columns in which a model's numbers are always large, it is multiplied for all of them, most quickly; block by block, since
+// a row's result is not to hang on the others.
+template <int ROWS, class Block, class Scale>
 __attribute__((noinline)) void add_rest(
-    const Rows& x, int64_t row, int64_t first, uint32_t fine, float (&all)[2][8], const Block& block, const Scale& scale) {
-    const int32_t* const steps = x.steps + row * (x.width / COLUMNS);
-    for (; fine; fine &= fine - 1) {
-        const int64_t b = first + __builtin_ctz(fine);
-        __m256i sums[1][2];
-        sum_up<1>(x.rest + row * x.width + b * COLUMNS, x.width, block(b), sums);
-        for (int v = 0; v < 2; v++) {
-            const __m256 sum = _mm256_mul_ps(in_units(sums[0][v], steps[b]), _mm256_set1_ps(1 / PARTS));
-            _mm256_store_ps(all[v], _mm256_fmadd_ps(sum, scale(b, v), _mm256_load_ps(all[v])));
+    const Rows& x, int64_t row, int64_t first, float (&all)[ROWS][2][8], const Block& block, const Scale& scale) {
+    const int64_t blocks = x.width / COLUMNS;
+    const __m256 part = _mm256_set1_ps(1 / PARTS);
+    const auto add = [&](int64_t r, int64_t b, int v, __m256i sum) {
+        const __m256 in_parts = _mm256_mul_ps(in_units(sum, x.steps[(row + r) * blocks + b]), part);
+        _mm256_store_ps(all[r][v], _mm256_fmadd_ps(in_parts, scale(b, v), _mm256_load_ps(all[r][v])));
+    };
+    uint32_t fine[ROWS], any = 0;
+    for (int r = 0; r < ROWS; r++) any |= fine[r] = x.fine[(row + r) * parts(blocks) + first / PART];
+    for (; any; any &= any - 1) {
+        const int n = __builtin_ctz(any);
+        const int64_t b = first + n;
+        const int8_t* const rest = x.rest + row * x.width + b * COLUMNS;
+        int count = 0;
+        for (int r = 0; r < ROWS; r++) count += fine[r] >> n & 1;
+        if (ROWS > 1 && 2 * count >= ROWS) {
+            __m256i sums[ROWS][2];
+            sum_up<ROWS>(rest, x.width, block(b), sums);
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++)
+                for (int v = 0; v < 2; v++) add(r, b, v, sums[r][v]);
+            continue;
         }
+        for (int r = 0; r < ROWS; r++)
+            if (fine[r] >> n & 1) {
+                __m256i sums[1][2];
+                sum_up<1>(rest + r * x.width, x.width, block(b), sums);
+                for (int v = 0; v < 2; v++) add(r, b, v, sums[0][v]);
+            }
     }
 }
 
@@ -226,11 +247,11 @@ void tile(const Rows& x, int64_t row, const uint8_t* weights, float* out, int64_
             }
         }
         for (int r = 0; r < ROWS; r++)
-            if (const uint32_t fine = x.fine[(row + r) * parts(count) + first / PART]) {
-                alignas(32) float so_far[2][8];
-                for (int v = 0; v < 2; v++) _mm256_store_ps(so_far[v], all[r][v]);
-                add_rest(x, row + r, first, fine, so_far, at, scale);
-                for (int v = 0; v < 2; v++) all[r][v] = _mm256_load_ps(so_far[v]);
+            if (x.fine[(row + r) * parts(count) + first / PART]) {
+                alignas(32) float so_far[1][2][8];
+                for (int v = 0; v < 2; v++) _mm256_store_ps(so_far[0][v], all[r][v]);
+                add_rest<1>(x, row + r, first, so_far, at, scale);
+                for (int v = 0; v < 2; v++) all[r][v] = _mm256_load_ps(so_far[0][v]);
             }
     }
     for (int r = 0; r < ROWS; r++)
@@ -263,8 +284,7 @@ void panel(const Rows& x, int64_t row, int64_t first, int64_t count, const Unpac
     }
     const auto block = [&](int64_t b) -> const auto& { return w.weights[b - first]; };
     const auto scale = [&](int64_t b, int v) { return _mm256_load_ps(w.scales[b - first][0][v]); };
-    for (int r = 0; r < ROWS; r++)
-        if (const uint32_t fine = x.fine[(row + r) * parts(blocks) + first / PART]) add_rest(x, row + r, first, fine, all[r], block, scale);
+    add_rest<ROWS>(x, row, first, all, block, scale);
     for (int r = 0; r < ROWS; r++) {
         const __m256 unit = _mm256_set1_ps(first + count == blocks ? x.units[row + r] : 1);
         for (int v = 0; v < 2; v++)
