@@ -45,10 +45,11 @@ inline const uint8_t* panel_at(const void* weights, int64_t channel, int64_t cou
 #define HAS_BLOCKS
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
-inline float largest_of(__m256 some) {
-    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(some), _mm256_extractf128_ps(some, 1));
-    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+// Of numbers that are not below 0; what is none is larger than any.
+inline float largest_of(__m256i some) {
+    const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(some), _mm256_extracti128_si256(some, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(two, _mm_srli_epi64(two, 32))));
 }
 
 // 32 whole numbers, of 8 bits each, to `out`; returns their sum.
@@ -68,20 +69,19 @@ inline void round(const float* x, const Rows& to, int64_t row) {
     int32_t* const steps = to.steps + row * count;
     float* const sums = to.sums + row * count;  // of each block first its largest number, then what brings that to 127
     uint32_t* const fine = to.fine + row * parts(count);
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    __m256 none = _mm256_setzero_ps();
+    const __m256i size = _mm256_set1_epi32(INT32_MAX);
     for (int64_t b = 0; b < count; b++) {
-        __m256 most = _mm256_set1_ps(1e-30f);
+        __m256i most = _mm256_castps_si256(_mm256_set1_ps(1e-30f));
         for (int n = 0; n < 4; n++) {
-            const __m256 some = _mm256_loadu_ps(x + b * COLUMNS + 8 * n);
-            most = _mm256_max_ps(most, _mm256_andnot_ps(sign, some));
-            none = _mm256_add_ps(none, _mm256_mul_ps(some, _mm256_setzero_ps()));
+            const __m256i some = _mm256_loadu_si256((const __m256i*)(x + b * COLUMNS + 8 * n));
+            most = _mm256_max_epi32(most, _mm256_and_si256(some, size));
         }
         sums[b] = largest_of(most);
     }
-    float largest = 0;
+    float largest = 0, none = 0;
     double together[4] = {};
-    for (int64_t b = 0; b < count; b++) largest = std::max(largest, sums[b]), together[b % 4] += sums[b];
+    for (int64_t b = 0; b < count; b++)
+        largest = std::max(largest, sums[b]), none += sums[b] * 0, together[b % 4] += sums[b];
     const double far = FAR / count * (together[0] + together[1] + together[2] + together[3]);
     const float unit = largest / (127 * WORTH);
     for (int64_t part = 0; part < parts(count); part++) {
@@ -110,10 +110,7 @@ inline void round(const float* x, const Rows& to, int64_t row) {
         sums[b] = float(steps[b]) * sum;
         steps[b] *= 0x10001;
     }
-    float odd[8];
-    _mm256_storeu_ps(odd, none);
-    to.units[row] = unit;
-    for (float one : odd) to.units[row] += one;  // no number if the row has one that is none
+    to.units[row] = unit + none;  // no number if the row has one that is none
 }
 
 inline __m256i four(const int8_t* from) {
