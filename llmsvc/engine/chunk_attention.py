@@ -46,8 +46,11 @@ def attend(model: Any, name: str, function: Callable[..., Any]) -> bool:
 
 
 def mark(mask: torch.Tensor, positions: torch.Tensor) -> None:
-    """Say that ``mask``, (rows, 1, new, length), allows what is up to ``positions``, (rows, new): neighbours."""
-    mask.positions = positions  # type: ignore[attr-defined]
+    """Say that ``mask``, (rows, 1, new, length), allows what is up to ``positions``, (rows, new): neighbours.
+
+    Its ``reads`` then count how often the kernel read by it.
+    """
+    mask.positions, mask.reads = positions, 0  # type: ignore[attr-defined]
 
 
 def attention(
@@ -57,8 +60,9 @@ def attention(
     positions: Any = getattr(attention_mask, "positions", None)
     odd = positions is None or key.shape[3] != value.shape[3] or any(options.get(name) is not None for name in OTHERS)
     if not odd and _by_kernel(query, key, value, positions):
+        attention_mask.reads += 1
         return attend_up_to(query, key, value, positions, options.get("scaling")), None
-    key, value = (part.to(query.dtype) for part in (key, value))  # nothing else reads those that have 16 bits
+    key, value = (part.to(query.dtype) for part in (key, value))
     rows, _, new, _ = query.shape
     if odd or rows > 1 or new < PIECE:
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)

@@ -61,8 +61,9 @@ class Constraint:
 
         llguidance.numpy.fill_next_token_bitmask(self._matcher, self._mask)
         words = torch.from_numpy(self._mask[0]).to(logits.device)
-        bits = words[:, None] >> torch.arange(32, dtype=torch.int32, device=logits.device) & 1
-        return logits.float().masked_fill(bits.flatten()[: len(logits)] == 0, -torch.inf)
+        bits = (words[:, None] >> torch.arange(32, dtype=torch.int32, device=logits.device) & 1).flatten()
+        bits = torch.nn.functional.pad(bits, (0, max(0, len(logits) - len(bits))))
+        return logits.float().masked_fill(bits[: len(logits)] == 0, -torch.inf)
 
     def push(self, token: int) -> bool:
         """Take a token; whether the answer is complete with it."""

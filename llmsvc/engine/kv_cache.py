@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from llmsvc.engine.chunk_attention import NAME, fits_kernel, mark
+from llmsvc.engine.chunk_attention import NAME, attend_by_chunks, fits_kernel, mark
+from llmsvc.engine.compute import compute_if_idle
 
 GROWTH = 256  # tokens; where memory is not given by the page, capacity grows in such steps
 
@@ -29,15 +30,6 @@ def sliding_window(config: Any) -> int | None:
     if getattr(config, "use_sliding_window", True) is False:
         return None
     return getattr(config, "sliding_window", None)
-
-
-def kept_in(model: Any) -> torch.dtype:
-    """What slots keep a model's keys and values in: in 16 bits, as llama.cpp does, where our kernel reads them."""
-    config, own = model.config.get_text_config(), model.dtype
-    if model.device.type != "cpu" or own != torch.float32 or config._attn_implementation not in ("sdpa", NAME):
-        return own  # type: ignore[no-any-return]
-    half = not sliding_window(config) and fits_kernel(kv_shape(config)[2], torch.float16)
-    return torch.float16 if half else torch.float32
 
 
 class Masks:
@@ -217,3 +209,43 @@ class SlotCache(PlacedCache):
             layer._grow(step.capacity)
         rows = slice(step.first, step.last)
         return [layer.keys[rows] for layer in layers], [layer.values[rows] for layer in layers]
+
+
+_KEPT = "_keys_and_values_kept_in"
+
+
+def kept_in(model: Any) -> torch.dtype:
+    """What slots keep a model's keys and values in: 16 bits, as llama.cpp does, where our kernel reads all of them."""
+    if (found := model.__dict__.get(_KEPT)) is None:
+        config, found = model.config.get_text_config(), model.dtype
+        plain = config._attn_implementation in ("sdpa", NAME) and not sliding_window(config)
+        if model.device.type == "cpu" and found == torch.float32 and plain:
+            _, _, size = kv_shape(config)
+            if fits_kernel(size, torch.float16) and compute_if_idle(_all_by_kernel, model):
+                found = torch.float16
+        setattr(model, _KEPT, found)
+    return found  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def _all_by_kernel(model: Any) -> bool:
+    """Whether a token is attended to by the kernel in all layers, of 16 bits.
+
+    Some models attend by themselves, or keep what they make keys of.
+    """
+    attend_by_chunks(model)
+    cache, start = SlotCache(model.config.get_text_config().num_hidden_layers, 1, 1, torch.float16), torch.zeros(1, 1)
+    cache.step.last, cache.step.positions, cache.step.length, cache.step.capacity = 1, start.long(), 1, 1
+    mask = Masks(model).allowing(start.long()[:, None, :, None], 1, 0)
+    try:
+        model(
+            input_ids=start.long(),
+            attention_mask=mask,
+            position_ids=start.long(),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    except Exception:
+        return False
+    return bool(cache.used()) and getattr(mask, "reads", 0) >= len(cache.used())

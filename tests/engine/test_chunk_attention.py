@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CONFIGS, Collected, kept_kernels, tiny
-from transformers import AutoModelForCausalLM
+from tiny import CONFIGS, SIZE, Collected, kept_kernels, tiny
+from transformers import AutoModelForCausalLM, DeepseekV2Config, FalconConfig, Gemma2Config, Olmo2Config
 
 from llmsvc.engine import Engine, chunk_attention, kv_cache
 from llmsvc.engine.chunk_attention import _by_kernel, attend_up_to, fits_kernel
@@ -111,6 +111,34 @@ def test_with_the_kernel_a_token_takes_half_the_memory(monkeypatch: pytest.Monke
         finally:
             engine.close()
     assert held == [pytest.approx(324 * 2 * 4 * 2 * 16 * 2, rel=0.01), 2 * held[0]]
+
+
+@pytest.mark.parametrize("name", ["falcon", "deepseek", "gemma2", "olmo2"])
+def test_models_whose_attention_is_their_own_answer_all_the_same(name: str, tokenizer: Any) -> None:
+    """Only what the kernel reads in all layers is kept in 16 bits."""
+    if not load_kernels(kept_kernels()):
+        pytest.skip("needs a C++ compiler")
+    size = {key: value for key, value in SIZE.items() if key != "head_dim"} | {"hidden_size": 64}  # heads of 16
+    latent = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 16, "qk_nope_head_dim": 16, "v_head_dim": 16}
+    configs = {
+        "falcon": lambda: FalconConfig(**size, alibi=False),
+        "deepseek": lambda: DeepseekV2Config(
+            **{**size, **latent, "num_key_value_heads": 4, "first_k_dense_replace": 9}
+        ),
+        "gemma2": lambda: Gemma2Config(**size, head_dim=16, sliding_window=None, layer_types=["full_attention"] * 4),
+        "olmo2": lambda: Olmo2Config(**size),
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(configs[name]()).float().eval()
+    engine = Engine(model, tokenizer, window=512, slots=3)
+    collected = Collected(engine)
+    try:
+        collected.submit("a", TOKENS[:40], max_tokens=5)
+        assert collected.all(1)["a"][1].error is None
+    finally:
+        engine.close()
+    expected = torch.float16 if name == "olmo2" and fits_kernel(16, torch.float16) else torch.float32
+    assert kv_cache.kept_in(model) == expected
 
 
 def test_keys_that_are_too_large_for_16_bits_do_not_become_infinite() -> None:
