@@ -234,14 +234,15 @@ def _all_by_kernel(model: Any) -> bool:
     Some models attend by themselves, or keep what they make keys of.
     """
     attend_by_chunks(model)
-    cache, start = SlotCache(model.config.get_text_config().num_hidden_layers, 1, 1, torch.float16), torch.zeros(1, 1)
-    cache.step.last, cache.step.positions, cache.step.length, cache.step.capacity = 1, start.long(), 1, 1
-    mask = Masks(model).allowing(start.long()[:, None, :, None], 1, 0)
+    first = torch.zeros(1, 1, dtype=torch.long)
+    cache = SlotCache(model.config.get_text_config().num_hidden_layers, 1, 1, torch.float16)
+    cache.step.last, cache.step.positions, cache.step.length, cache.step.capacity = 1, first, 1, 1
+    mask = Masks(model).allowing(first[:, None, :, None], 1, 0)
     try:
         model(
-            input_ids=start.long(),
+            input_ids=first,
             attention_mask=mask,
-            position_ids=start.long(),
+            position_ids=first,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,

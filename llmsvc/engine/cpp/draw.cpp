@@ -36,8 +36,8 @@ struct Race {
     }
 };
 
-// The first of the largest, at temperature 0.
-int64_t likeliest(const float* logits, int64_t size) {
+// No number if one of them is none.
+float largest(const float* logits, int64_t size) {
     Floats highest = all(-INFINITY), none = {};
     int64_t n = 0;
     for (; n + WIDE <= size; n += WIDE) {
@@ -48,27 +48,25 @@ int64_t likeliest(const float* logits, int64_t size) {
     float most = -INFINITY, odd = total(none);
     for (int lane = 0; lane < WIDE; lane++) most = std::max(most, highest[lane]);
     for (; n < size; n++) most = std::max(most, logits[n]), odd = logits[n] == logits[n] ? odd : logits[n];
-    return odd == odd && most > -INFINITY ? std::find(logits, logits + size, most) - logits : -1;
+    return odd == odd ? most : odd;
+}
+
+// The first of the largest, at temperature 0.
+int64_t likeliest(const float* logits, int64_t size) {
+    const float most = largest(logits, size);
+    return most > -INFINITY ? std::find(logits, logits + size, most) - logits : -1;
 }
 
 int64_t drawn(const float* logits, int64_t size, const Filters& filters, int64_t key) {
+    const float most = largest(logits, size);
+    if (!std::isfinite(most)) return -1;
     static thread_local std::vector<float> memory;  // kept
     if (memory.size() < size_t(size + WIDE)) memory.resize(size + WIDE);
     float* const weights = memory.data();
     const int64_t whole = (size + WIDE - 1) / WIDE * WIDE;
     std::copy(logits, logits + size, weights);
     std::fill(weights + size, weights + whole, -INFINITY);
-    Floats highest = all(-INFINITY), sums = {};
-    Ints odd = {};
-    for (int64_t n = 0; n < whole; n += WIDE) {
-        const Floats some = load(weights + n);
-        highest = some > highest ? some : highest;
-        odd |= some != some;
-    }
-    float most = -INFINITY;
-    int32_t none = 0;
-    for (int n = 0; n < WIDE; n++) most = std::max(most, highest[n]), none |= odd[n];
-    if (none || !std::isfinite(most)) return -1;
+    Floats sums = {};
     for (int64_t n = 0; n < whole; n += WIDE) {
         const Floats e = exponential((load(weights + n) - most) / filters.temperature);
         store(weights + n, e);
