@@ -208,6 +208,14 @@ def make_data(
 
 
 @pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model takes hangs on whether there are kernels: none are left of other tests of this process."""
+    from llmsvc.engine import kernels
+
+    monkeypatch.setattr(kernels, "_library", None)
+
+
+@pytest.fixture
 def own_data(tmp_path: Path, make_data: Callable[[Path], Path]) -> Path:
     """A data directory of the test's own."""
     return make_data(tmp_path)

@@ -24,6 +24,7 @@ from llmsvc.models.pool import ModelPool
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 64
+pytestmark = pytest.mark.usefixtures("no_kernels")
 
 
 def cached(model: Any, tokens: int) -> int:

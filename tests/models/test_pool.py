@@ -24,6 +24,8 @@ from llmsvc.models.pooled import PooledModel
 from llmsvc.service import Service
 from llmsvc.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("no_kernels")
+
 
 @pytest.fixture(scope="module")
 def five(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> list[str]:
