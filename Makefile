@@ -14,7 +14,7 @@ run: $(RUN_STAMP)
 	$(BIN)/python app.py $(ARGS)
 
 test: $(DEV_STAMP) chromium
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: $(DEV_STAMP) chromium
 	$(BIN)/python -m bench.store
