@@ -69,7 +69,7 @@ def with_models_of(data_dir: Path, folder: Path) -> Path:
 def copy_kernels(data_dir: Path, own: Path) -> None:
     """What has been built in one data directory is taken in the other."""
     (own / "compiled").mkdir()
-    for pattern in ("*-kernels.so", "*-ways.json"):
+    for pattern in ("*-kernels.so", "*-way.json"):
         for file in (data_dir / "compiled").glob(pattern):
             shutil.copy2(file, own / "compiled")
 

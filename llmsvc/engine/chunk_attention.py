@@ -119,19 +119,24 @@ def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, posi
 
 
 def attend_up_to(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor, scale: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    positions: torch.Tensor,
+    scale: float | None,
+    slots: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What the tokens of each row see up to their ``positions``, (rows, new), by the kernel: (rows, new, heads, size).
+    """What tokens see up to their ``positions``, (rows, new), by the kernel: (rows, new, heads, size).
 
-    ``query``: (rows, heads, new, size); keys and values, (rows, shared heads, length, size), are of one layout, in 32
-    bits or 16.
+    ``query``: (rows, heads, new, size); keys and values, (slots, shared heads, length, size), are of one layout, in 32
+    bits or 16. ``slots``, (rows, new): whose keys each token reads; by default its row's.
     """
-    positions = positions.contiguous()
+    positions, slots = positions.contiguous(), None if slots is None else slots.contiguous()
     rows, heads, new, size = query.shape
     out = query.new_empty(rows, new, heads, size)
     sizes = (rows, heads, key.shape[1], new, size, *query.stride()[:3], *key.stride()[:2])
     factor = float(size**-0.5 if scale is None else scale)
-    run_kernel("llmsvc_attend", query, key, value, positions, out, factor, 8 * key.element_size(), *sizes)
+    run_kernel("llmsvc_attend", query, key, value, positions, slots, out, factor, 8 * key.element_size(), *sizes)
     return out
 
 

@@ -1,7 +1,7 @@
 """Steps of one model, compiled ahead of time for a CPU.
 
-``one`` decodes a token in one slot, ``rows`` in several neighbouring ones, ``chunk`` reads 2 to CHUNK tokens in one,
-``fill`` does so where nobody asks what comes next: the last layer only writes its keys and values.
+``one`` computes one token, ``chunk`` any number of them, of any slots: pieces of prompts, and tokens that are decoded.
+``fill`` reads a piece of which nobody asks what comes next: the last layer only writes its keys and values.
 ``python -m llmsvc.engine.compiled CONFIG_DIR KIND OUT WAY TYPE`` makes one, in a process of its own: it takes minutes
 of a core. WAY and TYPE are what ``ways_of`` says. All attend by a kernel of ours.
 It holds no weights: it belongs to an architecture, and is lent the weights of the model that is loaded.
@@ -38,12 +38,12 @@ from llmsvc.engine.chunk_attention import NAME, OTHERS, fits_kernel
 from llmsvc.engine.int8 import Int8Linear, replace_linears
 from llmsvc.engine.kernels import compiler, kernels_name
 from llmsvc.engine.kv_cache import SlotLayer, Step, kept_in, kv_shape, sliding_window
-from llmsvc.engine.products import Ways, halves
+from llmsvc.engine.products import halves
 
 CHUNK = 512
-"""Tokens in a step of the kinds "chunk" and "fill" at most."""
+"""Tokens of one prompt in a step at most."""
 _LONGEST = 2**20
-"""Positions that a step admits; the model's window is checked elsewhere."""
+"""Positions, or tokens, that a step admits; the model's window is checked elsewhere."""
 
 _POINTER = ctypes.pythonapi.PyCapsule_GetPointer
 _POINTER.restype, _POINTER.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -79,21 +79,22 @@ class CompiledStep:
 
     def __call__(
         self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        looking: torch.Tensor,
+        ids: list[int],
+        positions: list[int],
+        slots: list[int],
         wanted: list[int],
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
-        """Logits of shape (rows, wanted, vocabulary), of the new tokens with the numbers ``wanted``; the next call
-        takes their memory.
+        """Logits of shape (wanted, vocabulary), of the new tokens with the numbers ``wanted``; the next call takes
+        their memory.
 
-        ``ids``, ``positions`` and ``looking``, up to where each looks: (rows, new); ``wanted``: of a piece two or more,
-        else one, and of a "fill" of no matter; ``keys`` and ``values``: by layer, (rows, heads, capacity, head size),
-        written at ``positions``. Raises RuntimeError.
+        ``positions`` and ``slots``: of each new token, where it is written, and up to where it looks; ``wanted``: of a
+        "fill" of no matter; ``keys`` and ``values``: by layer, (slots, heads, capacity, head size). Raises
+        RuntimeError.
         """
-        tensors = [ids, positions, looking, torch.tensor(wanted), *keys, *values]
+        several = wanted if len(ids) == 1 else [wanted[0], *wanted]  # more than one, as it must be
+        tensors = [torch.tensor([ids]), torch.tensor([positions, slots]), torch.tensor(several), *keys, *values]
         given = _aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # taken by the call
         inputs = (ctypes.c_void_p * len(given))(*(_POINTER(one, None) for one in given))
         outputs = (ctypes.c_void_p * 1)()
@@ -103,7 +104,7 @@ class CompiledStep:
         logits: torch.Tensor = _aoti.alloc_tensor_by_stealing_from_void_ptr(_capsule(outputs[0]))
         if logits.numel() > self._numbers:
             self._keep(torch.empty(logits.numel(), dtype=torch.float32))
-        return logits
+        return logits[0, -len(wanted) :]
 
     def _keep(self, memory: torch.Tensor | None) -> None:
         """Have memory for the logits of the next call, or none."""
@@ -234,10 +235,10 @@ AOTITorchError aoti_torch_cpu_logits(AtenTensorHandle x, const AtenTensorHandle*
 """How a compiled step calls the kernel: put before the compiler's own code, which knows the types. Logits have memory
 that is lent: what is new the system clears page by page, for many rows a twentieth of a step."""
 _ATTEND = """
-void llmsvc_attend(const float*, const void*, const void*, const int64_t*, float*, float, int64_t, int64_t, int64_t,
-                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
+void llmsvc_attend(const float*, const void*, const void*, const int64_t*, const int64_t*, float*, float, int64_t,
+                   int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t);
 AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle keys, AtenTensorHandle values,
-                                     AtenTensorHandle looking, double scale, AtenTensorHandle* out) {
+                                     AtenTensorHandle places, double scale, AtenTensorHandle* out) {
     void *asked, *there, *what, *where, *to;
     int64_t *asking, *held, *across, *by, *also;
     aoti_torch_get_sizes(query, &asking), aoti_torch_get_sizes(keys, &held), aoti_torch_get_strides(query, &across);
@@ -254,10 +255,12 @@ AOTITorchError aoti_torch_cpu_attend(AtenTensorHandle query, AtenTensorHandle ke
     if (aoti_torch_empty_strided(4, sizes, strides, aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0, out))
         return AOTI_TORCH_FAILURE;
     aoti_torch_get_data_ptr(query, &asked), aoti_torch_get_data_ptr(keys, &there);
-    aoti_torch_get_data_ptr(values, &what), aoti_torch_get_data_ptr(looking, &where);
+    aoti_torch_get_data_ptr(values, &what), aoti_torch_get_data_ptr(places, &where);
     aoti_torch_get_data_ptr(*out, &to);
-    llmsvc_attend(static_cast<float*>(asked), there, what, static_cast<int64_t*>(where), static_cast<float*>(to), scale,
-                  bits, rows, heads, held[1], tokens, size, across[0], across[1], across[2], by[0], by[1]);
+    const int64_t* const positions = static_cast<int64_t*>(where);
+    const int64_t* const slots = positions + rows * tokens;
+    llmsvc_attend(static_cast<float*>(asked), there, what, positions, slots, static_cast<float*>(to), scale, bits, rows,
+                  heads, held[1], tokens, size, across[0], across[1], across[2], by[0], by[1]);
     return AOTI_TORCH_SUCCESS;
 }
 """
@@ -273,7 +276,7 @@ def _know_kernels() -> dict[Any, list[str]]:
     for name in ("llmsvc::int8_linears", "llmsvc::logits"):
         torch.library.define(name, "(Tensor x, Tensor[] values, Tensor[] scales) -> Tensor")
         torch.library.register_fake(name, multiplied)
-    schema = "(Tensor query, Tensor keys, Tensor values, Tensor looking, float scale) -> Tensor"
+    schema = "(Tensor query, Tensor keys, Tensor values, Tensor places, float scale) -> Tensor"
     torch.library.define("llmsvc::attend", schema, tags=exact)
     torch.library.register_fake("llmsvc::attend", lambda query, *_: query.new_empty(query.transpose(1, 2).shape))
     ours = torch.ops.llmsvc
@@ -290,16 +293,17 @@ class _Step(nn.Module):
     def forward(
         self,
         ids: torch.Tensor,
-        positions: torch.Tensor,
-        looking: torch.Tensor,
+        places: torch.Tensor,
         wanted: torch.Tensor,
         keys: list[torch.Tensor],
         values: list[torch.Tensor],
     ) -> torch.Tensor:
-        step = Step(0, ids.shape[0], positions, keys[0].shape[2], 0)
+        """``places``: (2, new), positions and slots."""
+        positions, slots = places[:1], places[1:]
+        step = Step(0, keys[0].shape[0], slots, positions, keys[0].shape[2], 0)
         output = self.model(
             input_ids=ids,
-            attention_mask=looking[:, None, None],  # what has four dimensions reaches the attention as it is
+            attention_mask=places[None, None],  # what has four dimensions reaches the attention as it is
             position_ids=positions,
             past_key_values=Cache(layers=[SlotLayer.over(step, *pair) for pair in zip(keys, values, strict=True)]),
             use_cache=True,
@@ -322,16 +326,15 @@ def why_not(model: Any) -> str:
         return "its attention is of several kinds"
     if sliding_window(config):
         return "its attention has a sliding window"
-    ways = _ways(model)
-    if "widened" in (ways.decode, ways.other):
+    if _way(model) == "widened":
         return "its weights are widened before they are multiplied"
     if not fits_kernel(kv_shape(config)[2]):
         return "there is no kernel for its attention here"
     return "" if compiler() else "there is no C++ compiler here"
 
 
-def _ways(model: Any) -> Ways:
-    return next(module.ways for module in model.modules() if isinstance(module, Int8Linear))
+def _way(model: Any) -> str:
+    return next(module.way for module in model.modules() if isinstance(module, Int8Linear))
 
 
 def ways_of(model: Any, kind: str) -> tuple[str, str]:
@@ -339,9 +342,7 @@ def ways_of(model: Any, kind: str) -> tuple[str, str]:
 
     For one row what counts is how fast weights are read.
     """
-    ways = _ways(model)
-    way = "kernel" if kind == "one" else ways.decode if kind == "rows" else ways.other
-    return way, str(kept_in(model)).removeprefix("torch.")
+    return "kernel" if kind == "one" else _way(model), str(kept_in(model)).removeprefix("torch.")
 
 
 def library_name(model: Any, kind: str) -> str:
@@ -370,7 +371,7 @@ def _attention(
     if any(options.get(name) is not None for name in OTHERS):
         raise NotImplementedError("attention with more than keys and values")
     scale = query.shape[-1] ** -0.5 if options.get("scaling") is None else options["scaling"]
-    return torch.ops.llmsvc.attend(query, key, value, attention_mask[:, 0, 0], scale), None
+    return torch.ops.llmsvc.attend(query, key, value, attention_mask[0, 0], scale), None
 
 
 def _written(module: nn.Module, given: Any, found: Any) -> Any:
@@ -439,32 +440,27 @@ def build(config_dir: Path, kind: str, out: Path, way: str, kept: str) -> None:
     AttentionInterface.register("llmsvc", partial(_attention, layers - 1 if kind == "fill" else layers))
     model.config._attn_implementation = "llmsvc"
 
-    def dim(name: str, most: int = _LONGEST, least: int = 2) -> Any:
-        return torch.export.Dim(name, min=least, max=most)
+    def dim(name: str) -> Any:
+        return torch.export.Dim(name, min=2, max=_LONGEST)
 
-    piece = kind in ("chunk", "fill")
-    rows, new, wanted = (1, CHUNK // 2, 3) if piece else (5 if kind == "rows" else 1, 1, 1)
-    free = {0: dim("rows")} if kind == "rows" else {}
-    several = {1: dim("new", CHUNK)} if piece else {}
-    slots = [torch.zeros(rows, heads, 512, size, dtype=getattr(torch, kept)) for _ in range(layers)]
-    slot = {**free, 2: dim("capacity")}
+    new, wanted, several = (1, 1, None) if kind == "one" else (CHUNK // 2, 3, dim("new"))
+    keys = [torch.zeros(3, heads, 512, size, dtype=getattr(torch, kept)) for _ in range(layers)]
+    slots = {0: dim("slots"), 2: dim("capacity")}
     exported = torch.export.export(
         _Step(model, kind == "fill"),
         (
-            torch.zeros(rows, new, dtype=torch.long),
-            torch.zeros(rows, new, dtype=torch.long),
-            torch.zeros(rows, new, dtype=torch.long),
+            torch.zeros(1, new, dtype=torch.long),
+            torch.zeros(2, new, dtype=torch.long),
             torch.zeros(wanted, dtype=torch.long),
-            slots,
-            [torch.zeros_like(one) for one in slots],
+            keys,
+            [torch.zeros_like(one) for one in keys],
         ),
         dynamic_shapes=(
-            {**free, **several},
-            {**free, **several},
-            {**free, **several},
-            {0: dim("wanted", CHUNK)} if piece else None,
-            [slot] * layers,
-            [slot] * layers,
+            several and {1: several},
+            several and {1: several},
+            several and {0: dim("wanted")},
+            [slots] * layers,
+            [slots] * layers,
         ),
         strict=False,
         prefer_deferred_runtime_asserts_over_guards=True,

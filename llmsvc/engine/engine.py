@@ -346,8 +346,9 @@ class Engine:
             self._runner.reset()
             return self._scheduler.forget()
         together, alone = list[Chunk](), list[Chunk]()
+        company = self._late or len(plan.decode) + len(plan.prefill) > 1
         for chunk in plan.prefill:
-            fits = isinstance(self._runner, PagedRunner) and self._runner.short(chunk.end - chunk.start, chunk.start)
+            fits = company and self._runner.short(chunk.end - chunk.start, chunk.start)
             (together if fits else alone).append(chunk)
         try:
             if plan.decode or together:
@@ -388,11 +389,15 @@ class Engine:
         lengths = [len(cached) for cached in self._scheduler.cached]
         rows = tuple(sorted(rows, key=lambda row: row.slot))
         last = {row.slot: row.tokens[-1] for row in rows}
+        pieces = [(c.sequence.slot, c.sequence.tokens[c.start : c.end], c.start) for c in chunks]
         if isinstance(self._runner, PagedRunner):
-            pieces = [(c.sequence.slot, c.sequence.tokens[c.start : c.end], c.start) for c in chunks]
             logits = self._runner.decode(last, lengths, pieces, _ids(flight, rows) if flight and rows else None)
         else:
-            logits = self._runner.decode(last, lengths)
+            began = time.perf_counter()
+            logits = self._runner.decode(last, lengths, pieces)
+            if pieces:
+                read = sum(len(tokens) for _, tokens, _ in pieces)
+                self._took_time(len(rows) + read, time.perf_counter() - began)
         self._tell()
         for row in rows:
             self._scheduler.advance(row, len(row.tokens))
@@ -468,14 +473,17 @@ class Engine:
             self._choose((sequence,), last)
 
     def _read(self, slot: int, tokens: list[int], start: int, wanted: int) -> torch.Tensor:
-        """Prefill, and on a CPU measure how fast that is."""
         began = time.perf_counter()
         last = self._runner.prefill(slot, tokens, start, wanted)
-        speed, long = len(tokens) / (time.perf_counter() - began), len(tokens) >= _TIMED
+        self._took_time(len(tokens), time.perf_counter() - began)
+        return last
+
+    def _took_time(self, tokens: int, seconds: float) -> None:
+        """Notice on a CPU how fast it reads."""
+        speed, long = tokens / seconds, tokens >= _TIMED
         if not self._late and (long or speed > self.reading):  # in small pieces it reads no slower
             self._reads(self.reading + (speed - self.reading) * (0.3 if self._timed else 1.0))
             self._timed = self._timed or long
-        return last
 
     def _shrunk(self, error: Exception) -> bool:
         """Whether this was for want of memory, and there is some now."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from llmsvc.engine.blocks import has_blocks, in_blocks
 from llmsvc.engine.compute import compute_if_idle
-from llmsvc.engine.products import WAYS, Ways, choose
+from llmsvc.engine.products import WAYS, choose
 
 _AT_ONCE = 2**18
 """Weights that are rounded at once: what is made of them on the way stays in a core's cache."""
@@ -40,8 +40,8 @@ class Int8Linear(nn.Module):
     scales: torch.Tensor
     """(out,), or none."""
 
-    def __init__(self, linear: nn.Linear, ways: Ways, blocks: bool = False) -> None:
-        """``blocks``: whether weights that have 4 bits are to keep them."""
+    def __init__(self, linear: nn.Linear, way: str, blocks: bool = False) -> None:
+        """``way``: of WAYS. ``blocks``: whether weights that have 4 bits are to keep them."""
         super().__init__()
         weight = linear.weight.detach()
         records = compute_if_idle(in_blocks, weight) if blocks else None
@@ -50,10 +50,10 @@ class Int8Linear(nn.Module):
         )
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
-        self.bias, self.ways = linear.bias, ways
+        self.bias, self.way = linear.bias, way
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = WAYS[self.ways.other](x.reshape(-1, x.shape[-1]).float(), self.values, self.scales)
+        out = WAYS[self.way](x.reshape(-1, x.shape[-1]).float(), self.values, self.scales)
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], -1).to(x.dtype)
@@ -70,9 +70,8 @@ def quantize_linears(
     ``kernels``: where a kernel for their products is kept; None: none is compiled. ``tell`` is told before each which
     share is done; what it raises ends it.
     """
-    ways = choose(kernels)
-    blocks = ways == Ways("kernel", "kernel") and has_blocks()
-    replace_linears(model, partial(Int8Linear, ways=ways, blocks=blocks), tell)
+    way = choose(kernels)
+    replace_linears(model, partial(Int8Linear, way=way, blocks=way == "kernel" and has_blocks()), tell)
     coarse = [
         name for name, layer in model.named_modules() if isinstance(layer, Int8Linear) and layer.values.dim() == 3
     ]

@@ -33,14 +33,17 @@ def kernels() -> ctypes.CDLL | None:
     return _library
 
 
-def run_kernel(name: str, *given: torch.Tensor | int | float) -> None:
-    """Call one of those that were loaded: tensors by their memory, whole numbers as 64 bits, others as 32."""
+def run_kernel(name: str, *given: torch.Tensor | int | float | None) -> None:
+    """Call one of those that were loaded: tensors by their memory, whole numbers as 64 bits, others as 32.
+
+    None is no memory.
+    """
     ours = kernels()
     assert ours is not None
     arguments: list[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float] = []
     for one in given:
-        if isinstance(one, torch.Tensor):
-            arguments.append(ctypes.c_void_p(one.data_ptr()))
+        if one is None or isinstance(one, torch.Tensor):
+            arguments.append(ctypes.c_void_p(None if one is None else one.data_ptr()))
         else:
             arguments.append(ctypes.c_int64(one) if isinstance(one, int) else ctypes.c_float(one))
     getattr(ours, name)(*arguments)

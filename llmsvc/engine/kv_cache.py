@@ -74,12 +74,14 @@ class Masks:
 class Step:
     """Which part of the cache one forward pass touches.
 
-    ``first``/``last``: slots [first, last); ``positions``: (last - first, new tokens), where each new
-    token is written; ``length``: how many positions of each slot the pass may read; ``capacity``: and write.
+    ``first``/``last``: slots [first, last) are read; ``slots`` and ``positions``: where each new token is written, each
+    (rows, new tokens) or wide enough by itself; ``length``: how many positions of each slot the pass may read;
+    ``capacity``: and write.
     """
 
     first: int = 0
     last: int = 0
+    slots: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     length: int = 0
     capacity: int = 0
@@ -150,15 +152,14 @@ class SlotLayer(PlacedLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (rows, heads, new, size) at each row's positions; return views of all that may be read."""
+        """Write (rows, heads, new, size) where the step says; return views of all that may be read."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         step = self._step
         assert step.positions is not None
         self._grow(step.capacity)
-        rows = torch.arange(step.first, step.last, device=key_states.device)[:, None]
-        self.keys[rows, :, step.positions] = self._fitting(key_states.transpose(1, 2))
-        self.values[rows, :, step.positions] = self._fitting(value_states.transpose(1, 2))
+        self.keys[step.slots, :, step.positions] = self._fitting(key_states.transpose(1, 2))
+        self.values[step.slots, :, step.positions] = self._fitting(value_states.transpose(1, 2))
         part = slice(step.first, step.last)
         return self.keys[part, :, : step.length], self.values[part, :, : step.length]
 
@@ -186,11 +187,17 @@ class SlotLayer(PlacedLayer):
 
 
 class SlotCache(PlacedCache):
-    """``slots`` sequences of up to ``window`` tokens in every layer. Set ``step`` before each forward pass."""
+    """``slots`` sequences of up to ``window`` tokens in every layer. ``aim`` it before each forward pass."""
 
     def __init__(self, layers: int, slots: int, window: int, dtype: torch.dtype | None = None) -> None:
         self.step = Step()
         super().__init__(layers=[SlotLayer(slots, window, self.step, dtype) for _ in range(layers)])
+
+    def aim(self, first: int, last: int, positions: torch.Tensor, length: int, capacity: int) -> None:
+        """Let the next pass be over the slots [first, last), whose new tokens are written at ``positions``."""
+        step = self.step
+        step.first, step.last, step.positions, step.length, step.capacity = first, last, positions, length, capacity
+        step.slots = torch.arange(first, last, device=positions.device)[:, None]
 
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """Copy the keys and values of the first ``tokens`` positions from one slot to another."""
@@ -202,13 +209,10 @@ class SlotCache(PlacedCache):
         for layer in self.used():
             layer.drop(slot)
 
-    def part(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Keys and values of the step's slots, by layer, each (rows, heads, capacity, head size)."""
-        step, layers = self.step, self.used()
-        for layer in layers:
-            layer._grow(step.capacity)
-        rows = slice(step.first, step.last)
-        return [layer.keys[rows] for layer in layers], [layer.values[rows] for layer in layers]
+    def all(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values of all slots, by layer, each (slots, heads, capacity, head size)."""
+        layers = self.used()
+        return [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
 _KEPT = "_keys_and_values_kept_in"
@@ -236,7 +240,7 @@ def _all_by_kernel(model: Any) -> bool:
     attend_by_chunks(model)
     first = torch.zeros(1, 1, dtype=torch.long)
     cache = SlotCache(model.config.get_text_config().num_hidden_layers, 1, 1, torch.float16)
-    cache.step.last, cache.step.positions, cache.step.length, cache.step.capacity = 1, first, 1, 1
+    cache.aim(0, 1, first, 1, 1)
     mask = Masks(model).allowing(first[:, None, :, None], 1, 0)
     try:
         model(

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -75,19 +74,9 @@ WAYS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tenso
 """Rows (rows, width) in 32 bits, values (channels, width) and scales (channels): to rows (rows, channels)."""
 
 
-@dataclass(frozen=True)
-class Ways:
-    """What was chosen. They are kept apart by what is computed, not by how many rows there happen to be."""
-
-    decode: str
-    """In compiled steps of one token in each of several rows."""
-    other: str
-    """In those of a piece of a text, and in a model that is not compiled."""
-
-
 @torch.no_grad()
-def choose(folder: Path | None) -> Ways:
-    """The ways for this processor, measured once.
+def choose(folder: Path | None) -> str:
+    """The way for this processor, measured once.
 
     ``folder`` keeps the kernel and what was chosen; None: no kernel is made.
     """
@@ -96,17 +85,17 @@ def choose(folder: Path | None) -> Ways:
         if library is None:
             return compute_if_idle(_measured, ["integers", "widened"])
         parts = (library.name, torch.get_num_threads(), Path(__file__).read_text())
-        memory = library.with_name(f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-ways.json")
-        with suppress(OSError, ValueError, TypeError):
-            chosen = Ways(**json.loads(memory.read_text()))
-            if all(_is_right(way) for way in {chosen.decode, chosen.other}):
+        memory = library.with_name(f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-way.json")
+        with suppress(OSError, ValueError):
+            chosen = json.loads(memory.read_text())
+            if chosen in WAYS and _is_right(chosen):
                 memory.touch()  # what is old is deleted
-                return chosen
+                return str(chosen)
         alone = not busy()
         chosen = compute_if_idle(_measured, ["kernel", "integers"])
         if alone:  # else it is measured again next time
             with suppress(OSError):
-                memory.write_text(json.dumps(asdict(chosen)))
+                memory.write_text(json.dumps(chosen))
         return chosen
 
 
@@ -134,14 +123,12 @@ def _is_right(way: str) -> bool:
     return True
 
 
-def _measured(ways: list[str]) -> Ways:
-    """The faster of those that are right."""
+def _measured(ways: list[str]) -> str:
+    """The fastest of those that are right, where as many tokens are written, 16 at once, as are read."""
     ways = [way for way in ways if _is_right(way)] or ["widened"]
-    decode = _seconds(ways, 16)
-    best = min(decode, key=decode.__getitem__)
-    other = _seconds([way for way in ways if decode[way] < _HOPELESS * decode[best]], 256)
-    fastest = min(other, key=other.__getitem__)
-    return Ways(best if "widened" not in ways else fastest, fastest)
+    few = _seconds(ways, 16)
+    many = _seconds([way for way in ways if few[way] < _HOPELESS * min(few.values())], 256)
+    return min(many, key=lambda way: 16 * few[way] + many[way])
 
 
 def _seconds(ways: list[str], rows: int) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """The model's forward pass over slots of the KV cache. Knows tensors, no queues."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,8 +15,12 @@ LANES = 32
 order whatever the length, and a row gives the same bits in nearly any company."""
 
 
+Piece = tuple[int, list[int], int]
+"""A slot, tokens, and the position of the first of them."""
+
+
 class Runner:
-    """Prefills one slot, or decodes one token in each of several slots. There is a spare slot behind the last one."""
+    """Prefills slots and decodes in them. There is a spare slot behind the last one."""
 
     def __init__(self, model: Any, slots: int, window: int) -> None:
         config = model.config.get_text_config()
@@ -46,41 +52,74 @@ class Runner:
         """Forget one slot and give its memory back."""
         self._cache.drop(slot)
 
+    def short(self, tokens: int, start: int) -> bool:
+        """Whether a piece of prompt can go along with tokens that are decoded."""
+        return "chunk" in self.compiled
+
     @torch.inference_mode()
     def prefill(self, slot: int, tokens: list[int], start: int, wanted: int = 1) -> torch.Tensor:
         """Write ``tokens`` at positions ``start``… of ``slot``.
 
-        Returns the logits of the last ``wanted`` of them, shape (wanted, vocabulary); of none there may be any.
+        Returns the logits of the last ``wanted`` of them, shape (wanted, vocabulary); of none there may be any. The
+        next pass may take their memory.
         """
-        compiled = self.compiled
-        if compiled and not self._cache.used():  # the model itself says what the cache looks like
-            self._prefill(slot, tokens[:1], start, 1, None)  # again below: to the bit as it is in any other chat
-        chunk = compiled.get("chunk")
-        fill = compiled.get("fill", chunk)
-        while chunk is not None and len(tokens) > max(CHUNK, wanted):
-            self._prefill(slot, tokens[:CHUNK], start, 1, fill)
+        fill = "fill" if "fill" in self.compiled else "chunk"
+        while fill in self.compiled and len(tokens) > max(CHUNK, wanted):
+            self._pass([(slot, tokens[:CHUNK], start)], [CHUNK - 1], fill)
             tokens, start = tokens[CHUNK:], start + CHUNK
-        kind = compiled.get("one") if len(tokens) == 1 else chunk if wanted else fill
-        return self._prefill(slot, tokens, start, max(wanted, 1), kind)
-
-    def _prefill(
-        self, slot: int, tokens: list[int], start: int, wanted: int, compiled: CompiledStep | None
-    ) -> torch.Tensor:
-        new, end = len(tokens), start + len(tokens)
-        positions = torch.arange(start, end, device=self._device)[None]
-        length = self._whole(end)
-        self._aim(slot, slot + 1, positions, length, length)
-        ids = torch.tensor([tokens], device=self._device)
-        return self._forward(ids, positions, list(range(new - wanted, new)), compiled)[0]
+        new = len(tokens)
+        kind = "one" if new == 1 else "chunk" if wanted else fill
+        return self._pass([(slot, tokens, start)], list(range(new - max(wanted, 1), new)), kind)
 
     @torch.inference_mode()
-    def decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:
-        """Write one token in each slot of ``tokens``; return their logits in this order, shape (slots, vocabulary).
+    def decode(self, tokens: dict[int, int], lengths: list[int], pieces: Sequence[Piece] = ()) -> torch.Tensor:
+        """Write one token in each slot of ``tokens``, and ``pieces`` of prompts in others, where they are ``short``.
 
-        The next pass may take the memory of this one's.
-        ``lengths``: tokens already cached, by slot. Slots that lie between those asked for are computed
-        as well (a slice is cheaper than a gather); they write just behind their end, where it harms nothing.
+        Returns the logits of the decoded tokens in their order, then of the last of each piece, shape (slots and
+        pieces, vocabulary). The next pass may take their memory.
+        ``lengths``: tokens already cached, by slot.
         """
+        both = [*((slot, [token], lengths[slot]) for slot, token in tokens.items()), *pieces]
+        kind = "one" if len(tokens) == 1 and not pieces else "chunk"
+        if kind in self.compiled:
+            ends = [end - 1 for end in accumulate(len(piece[1]) for piece in both)]
+            return self._pass(both, ends, kind)
+        assert not pieces
+        return self._decode(tokens, lengths)
+
+    def _pass(self, pieces: Sequence[Piece], wanted: list[int], kind: str) -> torch.Tensor:
+        """One pass over tokens of some slots, compiled; the logits of those whose numbers are ``wanted``.
+
+        Without such a step, over one piece, by the model itself.
+        """
+        compiled = self.compiled.get(kind)
+        if compiled is None:
+            (piece,) = pieces
+            return self._read(*piece, len(wanted))
+        if not self._cache.used():  # the model itself says what the cache looks like
+            slot, tokens, start = pieces[0]
+            self._read(slot, tokens[:1], start, 1)  # again below: to the bit as it is in any other chat
+        ids, positions, slots = list[int](), list[int](), list[int]()
+        for slot, tokens, start in pieces:
+            ids += tokens
+            positions += range(start, start + len(tokens))
+            slots += [slot] * len(tokens)
+        try:
+            return compiled(ids, positions, slots, wanted, *self._cache.all())
+        except Exception:
+            self.plain()  # the model itself can do it as well; the caller tries again
+            raise
+
+    def _read(self, slot: int, tokens: Sequence[int], start: int, wanted: int) -> torch.Tensor:
+        end = start + len(tokens)
+        positions = torch.arange(start, end, device=self._device)[None]
+        length = self._whole(end)
+        self._cache.aim(slot, slot + 1, positions, length, length)
+        return self._forward(torch.tensor([tokens], device=self._device), positions, wanted)[0]
+
+    def _decode(self, tokens: dict[int, int], lengths: list[int]) -> torch.Tensor:
+        """By the model itself. Slots that lie between those asked for are computed as well (a slice is cheaper than a
+        gather); they write just behind their end, where it harms nothing."""
         first, last = min(tokens), max(tokens) + 1
         rows = range(first, last)
         ids = torch.tensor([[tokens.get(s, 0)] for s in rows], device=self._device)
@@ -89,42 +128,27 @@ class Runner:
         # token only, so that its result is a number: what is no number would reach others through what is masked.
         length = self._whole(1 + max(lengths[s] for s in tokens))
         looking = torch.tensor([[lengths[s] if s in tokens else 0] for s in rows], device=self._device)
-        self._aim(first, last, positions, length, max(length, 1 + max(lengths[s] for s in rows)))
-        compiled = self.compiled.get("one" if len(rows) == 1 else "rows")
-        logits = self._forward(ids, looking, [0], compiled)[:, 0]
+        self._cache.aim(first, last, positions, length, max(length, 1 + max(lengths[s] for s in rows)))
+        logits = self._forward(ids, looking, 1)[:, 0]
         return logits if list(tokens) == list(rows) else logits[[slot - first for slot in tokens]]
 
     def _whole(self, length: int) -> int:
         """How many positions are read for the sake of so many; the others are masked."""
         return min(-(-length // LANES) * LANES, self._shape[2])
 
-    def _aim(self, first: int, last: int, positions: torch.Tensor, length: int, capacity: int) -> None:
-        step = self._cache.step
-        step.first, step.last, step.positions, step.length, step.capacity = first, last, positions, length, capacity
-
-    def _forward(
-        self, ids: torch.Tensor, looking: torch.Tensor, wanted: list[int], compiled: CompiledStep | None
-    ) -> torch.Tensor:
-        """Logits of the last new tokens, whose numbers are ``wanted``, shape (rows, wanted, vocabulary).
+    def _forward(self, ids: torch.Tensor, looking: torch.Tensor, wanted: int) -> torch.Tensor:
+        """Logits of the last ``wanted`` tokens of each row, shape (rows, wanted, vocabulary).
 
         ``looking``: up to which position each new token, (rows, new), may look.
         """
         step = self._cache.step
-        assert step.positions is not None
-        if compiled is not None:
-            try:
-                several = wanted if ids.shape[1] == 1 else [wanted[0], *wanted]  # more than one, as it must be
-                return compiled(ids, step.positions, looking, several, *self._cache.part())[:, -len(wanted) :]
-            except Exception:
-                self.plain()  # the model itself can do it as well; the caller tries again
-                raise
         output = self._model(
             input_ids=ids,
             attention_mask=self._masks.allowing(looking[:, None, :, None], step.length, int(looking.max())),
             position_ids=step.positions,
             past_key_values=self._cache,
             use_cache=True,
-            logits_to_keep=len(wanted),
+            logits_to_keep=wanted,
         )
         logits: torch.Tensor = output.logits
         return logits

@@ -26,8 +26,8 @@ from llmsvc.engine.runner import Runner
 log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
-_ROWS = {"one": (1,), "chunk": (1,), "rows": (2, 8, 32), "fill": (1,)}
-"""The kinds of steps, in the order in which they are made, and for how many rows each is measured."""
+_ROWS = {"one": (1,), "chunk": (2, 8, 32), "fill": ()}
+"""The kinds of steps, in the order in which they are made, and for how many slots at once each is measured."""
 _PIECE = 256
 """Tokens of a prompt with which steps are compared, and of those that are there before."""
 _PATIENCE_SECONDS = 120
@@ -79,7 +79,7 @@ class Warmup(_Background):
         busy: Callable[[], int],
     ) -> None:
         self._model, self._folder, self._install, self._busy = model, folder, install, busy
-        self._slots = min(slots, max(_ROWS["rows"]))
+        self._slots = min(slots, max(_ROWS["chunk"]))
         self._runner = Runner(model, self._slots, 4 * _PIECE)
         self._steps: dict[str, CompiledStep] = {}
         self._patience = 0.0
@@ -198,7 +198,7 @@ class Warmup(_Background):
 
     def _agrees(self, kind: str, step: CompiledStep) -> bool:
         """Whether a step says what the model says, for rows of different lengths."""
-        rows = min(3, self._slots) if kind == "rows" else 1
+        rows = min(3, self._slots) if kind == "chunk" else 1
         found: list[torch.Tensor] = []
         choices: tuple[dict[str, CompiledStep], ...] = ({}, {kind: step})
         for compiled in choices:
@@ -218,22 +218,27 @@ class Warmup(_Background):
         return compute(_near, found, 0.1 if getattr(self._model.config, "weights_of_4_bits", ()) else 5e-3)
 
     def _is_faster(self, kind: str, step: CompiledStep) -> bool:
-        """Whether it takes less time than the model itself, over all sizes together."""
-        sizes = sorted({min(rows, self._slots) for rows in _ROWS[kind]})
-        seconds: dict[tuple[int, bool], list[float]] = {(rows, mine): [] for rows in sizes for mine in (False, True)}
+        """Whether it takes less time than the model itself, over all that it does together."""
+        tried: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+            (self._runner.decode, (dict.fromkeys(range(rows), 0), [_PIECE] * self._slots))
+            for rows in sorted({min(rows, self._slots) for rows in _ROWS[kind]})
+        ]
+        if kind != "one":
+            tried.append((self._runner.prefill, (0, [0] * _PIECE, _PIECE, int(kind == "chunk"))))
+        seconds: dict[tuple[int, bool], list[float]] = {
+            (n, mine): [] for n in range(len(tried)) for mine in (False, True)
+        }
         self._runner.compiled = {}
         for slot in range(self._slots):
             self._quiet()
             compute(self._runner.prefill, slot, [0], 0)
         for _ in range(5):
-            for (rows, mine), times in seconds.items():
+            for (number, mine), times in seconds.items():
                 self._quiet()
                 self._runner.compiled = {kind: step} if mine else {}
+                function, given = tried[number]
                 start = time.perf_counter()
-                if kind in ("chunk", "fill"):
-                    compute(self._runner.prefill, 0, [0] * _PIECE, _PIECE, int(kind == "chunk"))
-                else:
-                    compute(self._runner.decode, dict.fromkeys(range(rows), 0), [_PIECE] * self._slots)
+                compute(function, *given)
                 times.append(time.perf_counter() - start)
         total = {
             mine: sum(statistics.median(times) for (_, by), times in seconds.items() if by is mine)

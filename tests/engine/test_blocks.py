@@ -12,14 +12,12 @@ from torch import nn
 from llmsvc.engine import kernels
 from llmsvc.engine.blocks import has_blocks, in_blocks, rounded, unpacked
 from llmsvc.engine.int8 import Int8Linear, quantize, quantize_linears
-from llmsvc.engine.products import Ways, choose
-
-KERNEL = Ways("kernel", "kernel")
+from llmsvc.engine.products import choose
 
 
 @pytest.fixture(autouse=True, scope="module")
 def on_this_machine() -> None:
-    if choose(kept_kernels()) != KERNEL or not has_blocks():
+    if choose(kept_kernels()) != "kernel" or not has_blocks():
         pytest.skip("other products are faster here, or there are none of such weights")
 
 
@@ -50,7 +48,7 @@ def test_a_product_is_of_the_weights_as_they_are_and_hangs_on_its_own_row(
     linear = nn.Linear(width, channels)
     exact = of_4_bits(generator, channels, width, levels, least)
     linear.weight.data = exact.to(dtype)
-    layer = Int8Linear(linear, KERNEL, blocks=True)
+    layer = Int8Linear(linear, "kernel", blocks=True)
     assert layer.values.dtype == torch.uint8
     assert layer.values.nbytes * 8 == 5 * exact.numel()
     near = exact.view(channels, -1, 32).abs().amax(2, keepdim=True) * 2.0**-7

@@ -91,6 +91,13 @@ def test_a_token_sees_all_up_to_its_place_and_hangs_on_nothing_else(data: st.Dat
             alone = [one[row : row + 1] for one in (query[:, :, part], key, value, positions[:, part])]
             again = attend_up_to(*alone, None)[0]
             assert torch.equal(again.nan_to_num(7), found[row, part].nan_to_num(7))
+    # All of them as one row of tokens, of which each knows whose keys are its own.
+    cuts = data.draw(st.permutations([(row, part) for row in range(rows) for part in (slice(0, cut), slice(cut, new))]))
+    flat = torch.cat([query[row, :, part] for row, part in cuts], 1)[None]
+    places = torch.cat([positions[row, part] for row, part in cuts])[None]
+    slots = torch.cat([torch.full_like(positions[row, part], row) for row, part in cuts])[None]
+    together = attend_up_to(flat, key, value, places, None, slots)[0]
+    assert torch.equal(together.nan_to_num(7), torch.cat([found[cut] for cut in cuts]).nan_to_num(7))
 
 
 def test_with_the_kernel_a_token_takes_half_the_memory(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
@@ -142,7 +149,7 @@ def test_models_whose_attention_is_their_own_answer_all_the_same(name: str, toke
 
 
 def test_keys_that_are_too_large_for_16_bits_do_not_become_infinite() -> None:
-    step = Step(0, 1, torch.tensor([[0, 1]]), 2, 2)
+    step = Step(0, 1, torch.tensor([[0]]), torch.tensor([[0, 1]]), 2, 2)
     layer = SlotLayer(1, 64, step, torch.float16)
     given = torch.tensor([70000.0, -1e9]).view(1, 1, 2, 1).expand(1, 2, 2, 16).contiguous()
     keys, values = layer.update(given, given / 1e6)

@@ -25,7 +25,7 @@ from llmsvc.engine.runner import Runner
 from llmsvc.engine.warmup import Warmup
 
 PROMPTS = {f"p{n}": [(n * 31 + k * 7) % 290 + 5 for k in range(3 + 69 * n)] for n in range(3)}
-KINDS = {"one", "chunk", "rows", "fill"}
+KINDS = {"one", "chunk", "fill"}
 
 
 def rounded(name: str = "heads-of-16", seed: int = 0) -> Any:
@@ -104,7 +104,7 @@ def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any, monkeypat
         assert engine.compiled == KINDS  # nothing made it give up
     finally:
         engine.close()
-    assert len(list(folder.glob("*.so"))) == 4
+    assert len(list(folder.glob("*.so"))) == len(KINDS)
 
     # The next start finds them on the disk, and lends them other weights of the same shape.
     engine = Engine(rounded(seed=1), tokenizer, window=512, slots=3)
@@ -172,11 +172,19 @@ def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any
             logits = runner.decode(dict.fromkeys(slots, tokens[n]), [n] * 4)
         return logits
 
+    def in_company() -> torch.Tensor:
+        """With a token of another slot, and another piece."""
+        for slot, length in ((0, 100), (1, 200)):
+            runner.prefill(slot, tokens[:length], 0, 0)
+        pieces = [(0, tokens[100:], 100), (2, tokens[:70], 0)]
+        return runner.decode({1: tokens[200]}, [100, 200, 0, 0], pieces)[1:2]
+
     try:
         (said,), before = in_pieces(256), held(0)
         for slots, again in (
             ((0,), lambda: in_pieces(299)),
             ((0,), lambda: in_pieces(1, 2, 70, 298)),
+            *([((0,), in_company)] if compiled else []),
             ((0,), lambda: in_steps((0,))),
             ((0, 1, 2), lambda: in_steps((0, 1, 2))),
         ):
@@ -195,12 +203,12 @@ def test_two_models_of_one_architecture_keep_their_logits_apart(folder: Path, to
     engine = Engine(models[0], tokenizer, window=512, slots=3, compiled=folder)
     until(lambda: engine.compiled == KINDS)
     engine.close()
-    steps = [CompiledStep(folder / library_name(model, "rows"), model) for model in models]
+    steps = [CompiledStep(folder / library_name(model, "chunk"), model) for model in models]
     runners = [Runner(model, 3, 512) for model in models]
     try:
         for runner, step in zip(runners, steps, strict=True):
             runner.decode({0: 7, 1: 8}, [0] * 4)
-            runner.compiled = {"rows": step}
+            runner.compiled = {"chunk": step}
             runner.decode({0: 7, 1: 8, 2: 9}, [1] * 4)  # from the next on there is memory
         first = runners[0].decode({0: 5, 1: 6}, [2] * 4)
         before = first.clone()
@@ -210,7 +218,7 @@ def test_two_models_of_one_architecture_keep_their_logits_apart(folder: Path, to
         again = runners[0].decode({0: 15, 1: 16}, [3] * 4)
         assert again.data_ptr() == first.data_ptr()
         runners[0].decode({0: 15, 1: 16, 2: 17}, [4] * 4)
-        assert all("rows" in runner.compiled for runner in runners)
+        assert all("chunk" in runner.compiled for runner in runners)
     finally:
         for step in steps:
             step.close()
@@ -288,7 +296,7 @@ def test_what_cannot_be_compiled_is_not_tried_again(
         try:
             started = time.monotonic()
             until(lambda: engine.warm, 120)  # noqa: B023
-            assert caplog.text.count("compiling failed") == 4 * number
+            assert caplog.text.count("compiling failed") == len(KINDS) * number
             assert number == 1 or time.monotonic() - started < 5
             assert all(said(engine)[-1].values())
         finally:
@@ -329,9 +337,9 @@ def test_a_step_that_computes_something_else_is_refused(
     engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
     try:
         until(lambda: engine.warm)
-        assert caplog.text.count("computes something else") == 4
+        assert caplog.text.count("computes something else") == len(KINDS)
         assert engine.compiled == set()
-        assert sorted(file.suffix for file in folder.iterdir() if file.suffix != ".good") == [".refused"] * 4
+        assert sorted(file.suffix for file in folder.iterdir() if file.suffix != ".good") == [".refused"] * len(KINDS)
     finally:
         engine.close()
 

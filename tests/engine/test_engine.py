@@ -107,10 +107,10 @@ def test_a_failing_step_is_done_again(tokenizer: Any, error: Exception) -> None:
         expected[name] = collected.all(1)[name][0]
     decode, failures = engine._runner.decode, [error]
 
-    def failing(tokens: dict[int, int], lengths: list[int]) -> dict[int, torch.Tensor]:
+    def failing(tokens: dict[int, int], *rest: Any) -> torch.Tensor:
         if len(tokens) == 3 and failures:
             raise failures.pop()
-        return decode(tokens, lengths)
+        return decode(tokens, *rest)
 
     engine._runner.decode = failing  # type: ignore[method-assign]
     try:

@@ -1,4 +1,4 @@
-// Attention of a piece of a text, of one token or several in each row.
+// Attention of tokens of any texts: pieces of prompts, and single tokens.
 //
 // Queries of neighbouring tokens, and of the heads that share keys, go together through blocks of positions: scores are a
 // small product of matrices, then weights, then another product (FlashAttention, Dao et al. 2022, 2205.14135). Blocks, and
@@ -16,18 +16,24 @@
 
 namespace {
 
-// The tokens of each row see the positions up to their own. Strides are counted in numbers; those of one head's size lie
+// Each token sees the positions up to its own. Strides are counted in numbers; those of one head's size lie
 // side by side.
 template <class Number>
 struct Attention {
     const float* query;  // (rows, heads, tokens, size)
-    const Number* keys;  // (rows, shared, positions, size): each is shared by heads / shared, positions side by side
+    const Number* keys;  // (slots, shared, positions, size): each is shared by heads / shared, positions side by side
     const Number* values;
     const int64_t* positions;  // (rows, tokens)
+    const int64_t* slots;  // (rows, tokens): where each token's keys are, by their row; or none, and they are in its own
     float* out;  // (rows, tokens, heads, size), side by side
     float scale;
     int64_t rows, heads, shared, tokens, size;
-    int64_t query_by_row, query_by_head, query_by_token, by_row, by_head;
+    int64_t query_by_row, query_by_head, query_by_token, by_slot, by_head;
+};
+
+// Neighbouring tokens of one text, and the heads that share the keys of one head.
+struct Task {
+    int64_t row, slot, head, first, tokens;
 };
 
 constexpr float NOTHING = -INFINITY;
@@ -142,15 +148,15 @@ struct Queries {
     std::vector<float> turned, widened, weights, largest, sums, out;
 
     template <class Number>
-    void begin(const Attention<Number>& a, int64_t row, int64_t head, int64_t first, int64_t tokens) {
-        group = a.heads / a.shared, count = tokens * group, size = a.size;
+    void begin(const Attention<Number>& a, const Task& task) {
+        group = a.heads / a.shared, count = task.tokens * group, size = a.size;
         query.resize(count), weight_rows.resize(count), seen.resize(count), largest.resize(count), sums.resize(count);
         turned.resize(size * TURNED), weights.resize(count * BLOCK), out.resize(count * size);
         for (int64_t q = 0; q < count; q++) {
-            const int64_t token = first + q / group, own = head * group + q % group;
-            query[q] = a.query + row * a.query_by_row + own * a.query_by_head + token * a.query_by_token;
+            const int64_t token = task.first + q / group, own = task.head * group + q % group;
+            query[q] = a.query + task.row * a.query_by_row + own * a.query_by_head + token * a.query_by_token;
             weight_rows[q] = &weights[q * BLOCK];
-            seen[q] = a.positions[row * a.tokens + token] + 1;
+            seen[q] = a.positions[task.row * a.tokens + token] + 1;
         }
     }
 
@@ -246,44 +252,60 @@ void join(float* all, float largest, float sum, const float* out, int64_t size) 
     for (int64_t k = 0; k < size; k++) all[2 + k] = all[2 + k] * rest + out[k] * share;
 }
 
+// Pieces of at most `most` tokens; of each text the longest first.
+template <class Number>
+void divide(const Attention<Number>& a, int64_t most, std::vector<Task>& tasks) {
+    tasks.clear();
+    for (int64_t row = 0; row < a.rows; row++) {
+        const auto slot = [&](int64_t token) { return a.slots ? a.slots[row * a.tokens + token] : row; };
+        for (int64_t begin = 0, end; begin < a.tokens; begin = end) {
+            for (end = begin + 1; end < a.tokens && slot(end) == slot(begin);) end++;
+            for (int64_t head = 0; head < a.shared; head++)
+                for (int64_t first = begin + (end - begin - 1) / most * most; first >= begin; first -= most)
+                    tasks.push_back({row, slot(begin), head, first, std::min(most, end - first)});
+        }
+    }
+}
+
 template <class Number>
 void attend(const Attention<Number>& a) {
+    static thread_local std::vector<Task> divided;
     const int64_t group = a.heads / a.shared, some = std::min(a.tokens, std::max<int64_t>(1, QUERIES / group));
-    const int64_t parts = (a.tokens + some - 1) / some, tasks = a.rows * a.shared * parts, size = a.size;
+    divide(a, some, divided);
+    const Task* const all_tasks = divided.data();  // this thread's own, for all
+    const int64_t tasks = divided.size(), size = a.size;
     const int64_t spans = (*std::max_element(a.positions, a.positions + a.rows * a.tokens) + SPAN) / SPAN;
     // Few tokens behind many positions: spans are computed side by side, too.
     const int64_t place = size + 2, places = tasks * spans * some * group * place;
     const bool apart = spans > 1 && tasks < 2 * omp_get_max_threads() && places < MOST;
     const int64_t steps = apart ? spans : 1;
     const std::unique_ptr<float[]> found(new float[apart ? places : 0]);
-    const auto first_of = [&](int64_t task) { return (parts - 1 - task % parts) * some; };  // the longest first
-    const auto finish = [&](int64_t task, int64_t q, const float* all) {
-        const int64_t row = task / parts / a.shared, head = task / parts % a.shared * group + q % group;
-        const int64_t token = first_of(task) + q / group;
-        float* to = a.out + ((row * a.tokens + token) * a.heads + head) * size;
+    const auto finish = [&](const Task& task, int64_t q, const float* all) {
+        const int64_t token = task.first + q / group, head = task.head * group + q % group;
+        float* to = a.out + ((task.row * a.tokens + token) * a.heads + head) * size;
         for (int64_t k = 0; k < size; k++) to[k] = all[2 + k] / all[1];
     };
 #pragma omp parallel
     {
 #pragma omp for schedule(dynamic) nowait
         for (int64_t both = 0; both < tasks * steps; both++) {
-            const int64_t task = both / steps, row = task / parts / a.shared, head = task / parts % a.shared;
-            const int64_t at = row * a.by_row + head * a.by_head;
+            const int64_t number = both / steps;
+            const auto at = [&](const Task& task) { return task.slot * a.by_slot + task.head * a.by_head; };
+            const Task &task = all_tasks[number], &next = all_tasks[std::min(number + omp_get_num_threads(), tasks - 1)];
             static thread_local Queries kept;  // with its memory
             static thread_local std::vector<float> kept_too;
             Queries& queries = *pinned(&kept);  // to ask for a thread's own place takes a call, each time
             std::vector<float>& all = *pinned(&kept_too);
-            const int64_t next = std::min(task + omp_get_num_threads(), tasks - 1) / parts;
-            const Number* const ahead = a.keys + next / a.shared * a.by_row + next % a.shared * a.by_head;
-            for (int64_t k = 0; k < 8 * size; k += 64 / sizeof(Number)) __builtin_prefetch(ahead + k);
-            queries.begin(a, row, head, first_of(task), std::min(some, a.tokens - first_of(task)));
+            for (int64_t k = 0; k < 8 * size; k += 64 / sizeof(Number)) __builtin_prefetch(a.keys + at(next) + k);
+            queries.begin(a, task);
             const int64_t end = queries.furthest();
             all.assign(apart ? 0 : queries.count * place, 0.0f);
             for (int64_t q = 0; q < queries.count && !apart; q++) all[q * place] = NOTHING;
             for (int64_t span = both % steps; span < spans && span * SPAN < end; span += steps) {
-                queries.span(a.keys + at, a.values + at, span * SPAN, std::min(end, (span + 1) * SPAN), a.scale);
+                const int64_t last = std::min(end, (span + 1) * SPAN);
+                queries.span(a.keys + at(task), a.values + at(task), span * SPAN, last, a.scale);
                 for (int64_t q = 0; q < queries.count; q++) {
-                    float* to = apart ? &found[((task * spans + span) * some * group + q) * place] : &all[q * place];
+                    float* to = apart ? &found[((number * spans + span) * some * group + q) * place] : &all[q * place];
                     if (apart) std::fill(to, to + place, 0.0f), to[0] = NOTHING;
                     join(to, queries.largest[q], queries.sums[q], &queries.out[q * size], size);
                 }
@@ -293,15 +315,15 @@ void attend(const Attention<Number>& a) {
         if (apart) {
 #pragma omp barrier
 #pragma omp for schedule(static) nowait
-            for (int64_t task = 0; task < tasks; task++) {
-                const int64_t first = first_of(task), last = std::min(first + some, a.tokens);
-                const int64_t* seen = a.positions + task / parts / a.shared * a.tokens;
+            for (int64_t number = 0; number < tasks; number++) {
+                const Task& task = all_tasks[number];
+                const int64_t* const seen = a.positions + task.row * a.tokens + task.first;
                 std::vector<float> all(place);
-                for (int64_t q = 0; q < (last - first) * group; q++) {
+                for (int64_t q = 0; q < task.tokens * group; q++) {
                     std::fill(all.begin(), all.end(), 0.0f);
                     all[0] = NOTHING;
-                    for (int64_t span = 0; span * SPAN <= seen[first + q / group]; span++) {
-                        const float* one = &found[((task * spans + span) * some * group + q) * place];
+                    for (int64_t span = 0; span * SPAN <= seen[q / group]; span++) {
+                        const float* one = &found[((number * spans + span) * some * group + q) * place];
                         join(all.data(), one[0], one[1], one + 2, size);
                     }
                     finish(task, q, all.data());
@@ -324,13 +346,14 @@ extern "C" int llmsvc_has_halves() {
 
 // `bits`: of a number of keys and values.
 extern "C" void llmsvc_attend(
-    const float* query, const void* keys, const void* values, const int64_t* positions, float* out, float scale,
-    int64_t bits, int64_t rows, int64_t heads, int64_t shared, int64_t tokens, int64_t size, int64_t query_by_row,
-    int64_t query_by_head, int64_t query_by_token, int64_t by_row, int64_t by_head) {
+    const float* query, const void* keys, const void* values, const int64_t* positions, const int64_t* slots, float* out,
+    float scale, int64_t bits, int64_t rows, int64_t heads, int64_t shared, int64_t tokens, int64_t size, int64_t query_by_row,
+    int64_t query_by_head, int64_t query_by_token, int64_t by_slot, int64_t by_head) {
     const auto go = [&](const auto* all_keys, const auto* all_values) {
         const Attention<std::remove_cv_t<std::remove_pointer_t<decltype(all_keys)>>> a{
-            query,  all_keys, all_values,   positions,     out,            scale,  rows,   heads, shared,
-            tokens, size,     query_by_row, query_by_head, query_by_token, by_row, by_head};
+            query,  all_keys, all_values, positions,    slots,         out,            scale,   rows,
+            heads,  shared,   tokens,     size,         query_by_row,  query_by_head,  query_by_token,
+            by_slot, by_head};
         attend(a);
     };
 #ifdef HAS_HALVES

@@ -260,6 +260,7 @@ void tile(const Rows& x, int64_t row, const uint8_t* weights, float* out, int64_
 template <int ROWS>
 void panel(const Rows& x, int64_t row, int64_t first, int64_t count, const Unpacked& w, float* out, int64_t out_stride) {
     const int64_t blocks = x.width / COLUMNS;
+    for (int r = 0; r < ROWS; r++) __builtin_prefetch(out + (row + r) * out_stride, 1);  // stores would wait for memory
     alignas(32) float all[ROWS][2][8];  // in memory: registers hold a block's sums
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; r++)
