@@ -99,7 +99,10 @@ def _is_right(dtype: torch.dtype) -> bool:
     )
     found = attend_up_to(query, key, value, positions, None)
     last = attend_up_to(query[:, :, -1:], key, value, positions[:, -1:].contiguous(), None)
-    return torch.allclose(found, exact.float(), atol=1e-4) and torch.allclose(last, exact[:, -1:].float(), atol=1e-4)
+    flat, slots = query.transpose(0, 1).reshape(1, 7, 74, 80), torch.arange(2).repeat_interleave(37)[None]
+    joined = attend_up_to(flat, key, value, positions.view(1, 74), None, slots)
+    near = torch.allclose(found, exact.float(), atol=1e-4) and torch.allclose(last, exact[:, -1:].float(), atol=1e-4)
+    return near and torch.equal(joined.view(found.shape), found)
 
 
 def _by_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, positions: torch.Tensor) -> bool:

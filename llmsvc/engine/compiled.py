@@ -41,7 +41,7 @@ from llmsvc.engine.kv_cache import SlotLayer, Step, kept_in, kv_shape, sliding_w
 from llmsvc.engine.products import halves
 
 CHUNK = 512
-"""Tokens of one prompt in a step at most."""
+"""Tokens of a prompt that is read alone, in a step at most."""
 _LONGEST = 2**20
 """Positions, or tokens, that a step admits; the model's window is checked elsewhere."""
 

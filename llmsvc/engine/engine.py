@@ -345,11 +345,8 @@ class Engine:
             log.error("copying in the KV cache failed", exc_info=error)
             self._runner.reset()
             return self._scheduler.forget()
-        together, alone = list[Chunk](), list[Chunk]()
-        company = self._late or len(plan.decode) + len(plan.prefill) > 1
-        for chunk in plan.prefill:
-            fits = company and self._runner.short(chunk.end - chunk.start, chunk.start)
-            (together if fits else alone).append(chunk)
+        together = self._together(plan)
+        alone = [chunk for chunk in plan.prefill if not any(chunk is other for other in together)]
         try:
             if plan.decode or together:
                 self._decode(plan.decode, tuple(together))
@@ -375,6 +372,16 @@ class Engine:
                     if last_try:
                         self._fail(chunk.sequence, error)
         return None
+
+    def _together(self, plan: Plan) -> list[Chunk]:
+        """Which pieces of prompts go along in one pass."""
+        short = [chunk for chunk in plan.prefill if self._runner.short(chunk.end - chunk.start, chunk.start)]
+        if self._late:
+            return short
+        # A CPU's passes are long: who has been read waits for no piece of a text that has not.
+        joining = [chunk for chunk in short if chunk.last] or short
+        guesses = len(plan.decode) == 1 and self._guess(plan.decode[0])
+        return joining if len(plan.decode) + len(joining) > 1 and not guesses else []
 
     def _decode(self, rows: tuple[Sequence, ...], chunks: tuple[Chunk, ...] = ()) -> None:
         """A token of each of ``rows``; and ``chunks`` of prompts, where the runner takes both together."""
@@ -404,8 +411,10 @@ class Engine:
         for chunk in chunks:
             self._scheduler.advance(chunk.sequence, chunk.end)
         chosen = [n for n, row in enumerate(rows) if row.request.id in self._details]
-        chosen += [len(rows) + n for n, c in enumerate(chunks) if c.end == len(c.sequence.tokens)]
-        if len(chosen) < len(logits):
+        chosen += [len(rows) + n for n, chunk in enumerate(chunks) if chunk.last]
+        if not self._late and chosen == list(range(len(chosen))):
+            logits = logits[: len(chosen)]
+        elif len(chosen) < len(logits):
             logits = logits[sent(chosen, logits.device, torch.long)]  # there may be none
         both = [*rows, *(chunk.sequence for chunk in chunks)]
         return self._choose(tuple(both[n] for n in chosen), logits)
@@ -465,8 +474,8 @@ class Engine:
 
     def _prefill(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
-        ends = chunk.end == len(sequence.tokens)
-        last = self._read(sequence.slot, sequence.tokens[chunk.start : chunk.end], chunk.start, int(ends or self._late))
+        ends, tokens = chunk.last, sequence.tokens[chunk.start : chunk.end]
+        last = self._read(sequence.slot, tokens, chunk.start, int(ends or self._late))
         self._tell()
         self._scheduler.advance(sequence, chunk.end)
         if ends:

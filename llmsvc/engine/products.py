@@ -86,7 +86,7 @@ def choose(folder: Path | None) -> str:
             return compute_if_idle(_measured, ["integers", "widened"])
         parts = (library.name, torch.get_num_threads(), Path(__file__).read_text())
         memory = library.with_name(f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]}-way.json")
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError):
             chosen = json.loads(memory.read_text())
             if chosen in WAYS and _is_right(chosen):
                 memory.touch()  # what is old is deleted

@@ -56,6 +56,11 @@ class Chunk:
     start: int
     end: int
 
+    @property
+    def last(self) -> bool:
+        """Whether the prompt is read with it."""
+        return self.end == len(self.sequence.tokens)
+
 
 @dataclass(frozen=True)
 class Plan:

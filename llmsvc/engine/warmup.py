@@ -21,7 +21,7 @@ import torch
 from llmsvc.engine.compiled import CompiledStep, library_name, ways_of, why_not
 from llmsvc.engine.compute import compute
 from llmsvc.engine.paged_runner import says_the_same
-from llmsvc.engine.runner import Runner
+from llmsvc.engine.runner import Piece, Runner
 
 log = logging.getLogger(__name__)
 
@@ -204,12 +204,18 @@ class Warmup(_Background):
         for compiled in choices:
             self._runner.compiled = compiled
             lengths = [_PIECE + 6 + 7 * slot for slot in range(rows)]
+            ends: list[Piece] = []
             for slot, length in enumerate(lengths):
                 tokens = [(7 * slot + n) % 250 for n in range(length)]
-                for start, end in pairwise((0, 100, _PIECE, length - 2, length)):
+                for start, end in pairwise((0, 100, _PIECE, length - 2)):
                     self._quiet()
-                    logits = compute(self._runner.prefill, slot, tokens[start:end], start, int(end == length))
-                found += logits.clone()  # the next pass takes their memory
+                    compute(self._runner.prefill, slot, tokens[start:end], start, 0)
+                ends.append((slot, tokens[-2:], length - 2))
+            self._quiet()
+            if "chunk" in compiled:
+                found += compute(self._runner.decode, {}, lengths, ends).clone()  # the next pass takes their memory
+            else:
+                found += [compute(self._runner.prefill, *end)[0].clone() for end in ends]
             for n in range(3):
                 self._quiet()
                 last = {s: s + n for s in range(rows)}
@@ -222,6 +228,7 @@ class Warmup(_Background):
         tried: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
             (self._runner.decode, (dict.fromkeys(range(rows), 0), [_PIECE] * self._slots))
             for rows in sorted({min(rows, self._slots) for rows in _ROWS[kind]})
+            if kind == "one" or rows > 1
         ]
         if kind != "one":
             tried.append((self._runner.prefill, (0, [0] * _PIECE, _PIECE, int(kind == "chunk"))))
@@ -240,11 +247,8 @@ class Warmup(_Background):
                 start = time.perf_counter()
                 compute(function, *given)
                 times.append(time.perf_counter() - start)
-        total = {
-            mine: sum(statistics.median(times) for (_, by), times in seconds.items() if by is mine)
-            for mine in (False, True)
-        }
-        return total[True] < total[False]
+        took = {which: statistics.median(times) for which, times in seconds.items()}
+        return sum(took[n, True] / took[n, False] for n in range(len(tried))) < len(tried)
 
 
 def keep_kernels(folder: Path) -> None:

@@ -95,6 +95,44 @@ def said_behind(engine: Engine, cut: int, new: int) -> str:
     return collected.all(1)["behind"][0]
 
 
+def said_beside(engine: Engine) -> dict[str, str]:
+    """What the engine says to prompts of which one is still read while the others are answered."""
+    collected = Collected(engine)
+    for number, length in enumerate((3, 20, 700)):
+        tokens = [(n * 29 + number) % 280 + 7 for n in range(length)]
+        collected.submit(f"beside {number}", tokens, max_tokens=40)
+    return {name: text for name, (text, _) in collected.all(3).items()}
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_prompts_are_read_in_one_pass_with_tokens_of_others(
+    folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, breaks: bool
+) -> None:
+    engine = Engine(rounded(), tokenizer, window=1024, slots=4)
+    try:
+        before = said_beside(engine)
+    finally:
+        engine.close()
+    right, mixed = CompiledStep.__call__, []
+
+    def noted(self: CompiledStep, ids: Any, positions: Any, slots: list[int], wanted: Any, *rest: Any) -> torch.Tensor:
+        if len(ids) > len(set(slots)) > 1:
+            mixed.append(slots)
+            if breaks:
+                raise RuntimeError("the compiled step failed at Run")
+        return right(self, ids, positions, slots, wanted, *rest)
+
+    engine = Engine(rounded(), tokenizer, window=1024, slots=4, compiled=folder)
+    try:
+        until(lambda: engine.compiled == KINDS)
+        monkeypatch.setattr(CompiledStep, "__call__", noted)
+        assert said_beside(engine) == before
+        assert len(mixed) == 1 if breaks else len(mixed) > 1
+        assert engine.compiled == (set() if breaks else KINDS)
+    finally:
+        engine.close()
+
+
 def test_a_compiled_step_changes_no_word(folder: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(rounded(), tokenizer, window=512, slots=3, compiled=folder)
     try:
