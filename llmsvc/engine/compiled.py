@@ -93,7 +93,7 @@ class CompiledStep:
         "fill" of no matter; ``keys`` and ``values``: by layer, (slots, heads, capacity, head size). Raises
         RuntimeError.
         """
-        several = wanted if len(ids) == 1 else [wanted[0], *wanted]  # more than one, as it must be
+        several = wanted * 2 if len(wanted) == 1 < len(ids) else wanted  # more than one, as it must be
         tensors = [torch.tensor([ids]), torch.tensor([positions, slots]), torch.tensor(several), *keys, *values]
         given = _aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)  # taken by the call
         inputs = (ctypes.c_void_p * len(given))(*(_POINTER(one, None) for one in given))

@@ -4,7 +4,7 @@ It is a transformers ``Cache``, so any decoder-only model of the library writes 
 """
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,6 +15,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from llmsvc.engine.chunk_attention import NAME, attend_by_chunks, fits_kernel, mark
 from llmsvc.engine.compute import compute_if_idle
 
+Piece = tuple[int, Sequence[int], int]
+"""A slot, tokens, and the position of the first of them."""
 GROWTH = 256  # tokens; where memory is not given by the page, capacity grows in such steps
 
 

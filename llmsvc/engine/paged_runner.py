@@ -19,7 +19,7 @@ from torch import nn
 
 from llmsvc.engine import gemv
 from llmsvc.engine.chunk_attention import attend
-from llmsvc.engine.kv_cache import Masks
+from llmsvc.engine.kv_cache import Masks, Piece
 from llmsvc.engine.paged_attention import PAGE, paged_attention
 from llmsvc.engine.pages import SCRATCH, OutOfPages, PagedCache, PageTable, pages_of
 from llmsvc.engine.sampling import pinned, sent
@@ -36,8 +36,6 @@ FIRST_PAGES = 256
 """Pages at first; there are twice as many whenever they are all taken."""
 
 Graph = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-Piece = tuple[int, Sequence[int], int]
-"""A slot, tokens, and the position of the first of them."""
 
 
 class PagedRunner:

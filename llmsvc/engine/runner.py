@@ -8,15 +8,11 @@ import torch
 
 from llmsvc.engine.chunk_attention import attend_by_chunks
 from llmsvc.engine.compiled import CHUNK, CompiledStep
-from llmsvc.engine.kv_cache import Masks, SlotCache, kept_in
+from llmsvc.engine.kv_cache import Masks, Piece, SlotCache, kept_in
 
 LANES = 32
 """What torch's attention reads of a slot is rounded up to so many positions. Sums over them are then made in the same
 order whatever the length, and a row gives the same bits in nearly any company."""
-
-
-Piece = tuple[int, list[int], int]
-"""A slot, tokens, and the position of the first of them."""
 
 
 class Runner:

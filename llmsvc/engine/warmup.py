@@ -20,8 +20,9 @@ import torch
 
 from llmsvc.engine.compiled import CompiledStep, library_name, ways_of, why_not
 from llmsvc.engine.compute import compute
+from llmsvc.engine.kv_cache import Piece
 from llmsvc.engine.paged_runner import says_the_same
-from llmsvc.engine.runner import Piece, Runner
+from llmsvc.engine.runner import Runner
 
 log = logging.getLogger(__name__)
 
