@@ -27,8 +27,10 @@ def busy(app: Any) -> int:
     return sum(row["running"] + row["queued"] for row in rows)
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+def until(condition: Callable[[], Any], seconds: float = 600, pause: float = 0.02) -> Any:
+    """Wait for ``condition`` and return what it said. Long, since a busy machine is no failure."""
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
+        time.sleep(pause)
+    return found

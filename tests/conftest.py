@@ -16,7 +16,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -24,6 +24,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test measures time
 hypothesis.settings.load_profile("untimed")
+expect.set_options(timeout=60_000)  # nor does what a page shows: two files run at once, on a machine that may be slow
 os.environ.setdefault("LLMSVC_NO_COMPILE", "1")  # it takes minutes of a core; tests/engine/test_compiled.py does it
 
 

@@ -1,13 +1,12 @@
 """The file endpoints of the contract, through the real client."""
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import samples
+from clients import until
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
@@ -30,13 +29,11 @@ def upload(client: Client, session: str, path: Path, content: bytes) -> dict[str
 
 
 def read(client: Client, session: str, id_: str) -> dict[str, Any]:
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
+    def over() -> dict[str, Any] | None:
         row = client.predict(session, id_, api_name="/file_get")
-        if row["state"] not in ("queued", "parsing"):
-            return row
-        threading.Event().wait(0.05)
-    raise AssertionError(row)
+        return None if row["state"] in ("queued", "parsing") else row
+
+    return until(over)
 
 
 def test_upload_list_get_remove(client, session, app, tmp_path) -> None:

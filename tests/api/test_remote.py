@@ -272,7 +272,6 @@ def test_only_the_admin_adds_and_nobody_sees_a_key(front: App, admin: Client, od
 
 def test_the_page_adds_a_server_chats_and_removes_it(browser: Browser, front: App, spare: Spare) -> None:
     page = browser.new_page(viewport={"width": 1360, "height": 860})
-    page.set_default_timeout(30_000)
     page.goto(front.url)
     page.fill("[name=username]", ADMIN[0])
     page.fill("[name=password]", ADMIN[1])
@@ -335,7 +334,7 @@ def test_one_of_two_servers_is_killed(app: App, spare: Spare, admin: Client, ask
     assert continued(admin, cut, text).startswith(text)
 
     spare.start()
-    until(lambda: servers(admin)[spare.url]["state"] == "ready", 120)
+    until(lambda: servers(admin)[spare.url]["state"] == "ready")
 
 
 def test_a_server_that_died_in_silence_costs_no_question(spare: Spare, admin: Client, ask: Callable[..., Any]) -> None:
@@ -358,7 +357,7 @@ def test_servers_are_kept_over_a_restart(front: App, spare: Spare, admin: Client
         assert REMOTE in [row["id"] for row in client.predict(api_name="/model_catalog")]
         until(lambda: servers(client)[spare.url]["state"] == "unreachable")
         spare.start()
-        until(lambda: servers(client)[spare.url]["state"] == "ready", 120)
+        until(lambda: servers(client)[spare.url]["state"] == "ready")
         assert client.predict(chat(client), CAPITAL[0]["content"], REMOTE, temperature=0, api_name="/chat")[0] == PARIS
     finally:
         again.stop()

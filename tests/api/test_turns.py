@@ -5,11 +5,12 @@ All over the real doors.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from clients import until
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from hypothesis import given, settings
@@ -34,14 +35,6 @@ def session(client) -> str:
 
 def messages(client: Client, session: str) -> list[Row]:
     return client.predict(session, api_name="/session_get")["messages"]
-
-
-def until(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-    return found
 
 
 def sse(app, session: str, last_id: str = "") -> Iterator[tuple[str, str, Row]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from clients import until
 from conftest import App
 from gradio_client import Client
 
@@ -142,13 +143,6 @@ class User:
         messages = found["messages"]
         assert [m["role"] for m in messages] == ["user", "assistant"] * len(self.asked[session])
         assert [m["content"] for m in messages[::2]] == self.asked[session]
-
-
-def until(condition, seconds: float = 300, pause: float = 0.1) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(pause)
 
 
 def test_nobody_gets_what_is_anothers(own_data: Path, request: pytest.FixtureRequest) -> None:

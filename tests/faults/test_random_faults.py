@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from clients import until
 from conftest import App
 from gradio_client import Client
 from playwright.sync_api import Browser, Page, expect
@@ -68,14 +69,7 @@ class Watcher(threading.Thread):
             self.grown.append((time.monotonic(), len(self.text)))
 
     def until(self, length: int) -> None:
-        wait(lambda: len(self.text) >= length or self.ended)
-
-
-def wait(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
+        until(lambda: len(self.text) >= length or self.ended)
 
 
 def letters(text: str) -> str:
@@ -137,12 +131,12 @@ class Trial:
             self.page.fill("#composer textarea", question)
             self.page.keyboard.press("Enter")
         self.asked[session].append(question)
-        wait(lambda: len(self.messages(session)) == before + 2)
+        until(lambda: len(self.messages(session)) == before + 2)
         watcher = Watcher(self.proxy.url, session, self.messages(session)[-1]["turn_id"])
         watcher.until(dice.randint(1, 150))
         getattr(self, fault)(session, watcher, job)
-        wait(lambda: watcher.ended)
-        wait(lambda: self.messages(session)[-1]["state"] not in ("queued", "prefill", "running"))
+        until(lambda: watcher.ended)
+        until(lambda: self.messages(session)[-1]["state"] not in ("queued", "prefill", "running"))
         self.check(session, watcher, fault)
         self.done[fault] += 1
 
@@ -191,11 +185,11 @@ class Trial:
             return
         assert kept["state"] == "interrupted"
         self.page.get_by_role("button", name="Continue").click()  # the page came back by itself
-        wait(lambda: self.messages(session)[-1]["state"] != "interrupted")
+        until(lambda: self.messages(session)[-1]["state"] != "interrupted")
         answer = self.messages(session)[-1]
         assert answer["content"].startswith(kept["content"])
         again = Watcher(self.proxy.url, session, answer["turn_id"])
-        wait(lambda: again.ended)
+        until(lambda: again.ended)
         watcher.text, watcher.ended = again.text, True
 
     # What must hold
@@ -210,7 +204,7 @@ class Trial:
             "[...document.querySelectorAll('#history .message-content, #recent .message-content')].at(-1)?.innerText"
         )
         try:
-            wait(lambda: letters(answer) in letters(str(self.page.evaluate(shown))))
+            until(lambda: letters(answer) in letters(str(self.page.evaluate(shown))))
         except AssertionError:
             self.page.screenshot(path="/tmp/fault.png")
             raise AssertionError((fault, answer, self.page.evaluate(shown), rows[-1])) from None

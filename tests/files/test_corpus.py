@@ -22,7 +22,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
 @pytest.mark.parametrize("name", CASES)
 def test_it_ends_in_a_stated_state(room: Room, name: str) -> None:
     _, state, words = CASES[name]
-    row = room.wait(room.ids[name], lambda row: row["state"] in OVER, 120)
+    row = room.wait(room.ids[name], lambda row: row["state"] in OVER)
     assert row["state"] == state, row["error"]
     assert words in (row["text"] if state == "ready" else row["error"])
     assert (row["error"] == "") == (state == "ready")

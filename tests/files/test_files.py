@@ -2,14 +2,13 @@
 
 import json
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import samples
+from clients import until
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -41,14 +40,12 @@ class Room:
         assert not upload.exists()
         return row
 
-    def wait(self, id_: str, wanted: Callable[[dict[str, Any]], Any], seconds: float = 60) -> dict[str, Any]:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+    def wait(self, id_: str, wanted: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        def found() -> dict[str, Any] | None:
             row = self.files.get("me", self.session, id_)
-            if wanted(row):
-                return row
-            threading.Event().wait(0.01)
-        raise AssertionError(row)
+            return row if wanted(row) else None
+
+        return until(found, pause=0.01)
 
     def read(self, name: str, content: bytes) -> dict[str, Any]:
         return self.wait(self.add(name, content)["id"], lambda row: row["state"] in OVER)
@@ -251,7 +248,7 @@ def test_removed_while_it_is_parsed(room: Room) -> None:
     process = room.files._jobs[row["id"]].process
     room.files.remove("me", room.session, row["id"])
     assert process is not None
-    assert process.wait(5) < 0
+    assert process.wait(60) < 0
     assert room.files.listed("me", room.session) == []
     assert room.on_disk() == []
     with pytest.raises(NotFound):

@@ -139,7 +139,7 @@ def test_the_page_finds_a_model_tells_what_it_takes_and_loads_it(client: Client,
     expect(page.locator("#forecast")).to_contain_text("It fits.")
     page.click("#load-model")
     loaded = page.locator("#model-list .card", has_text=TINY)
-    expect(loaded).to_have_class(re.compile("ready"), timeout=60_000)
+    expect(loaded).to_have_class(re.compile("ready"))
     page.locator("#hub").get_by_label("Search").fill("no such model")
     page.locator("#hub").get_by_label("Search").press("Enter")
     expect(page.locator("#found")).to_contain_text("Try fewer words")

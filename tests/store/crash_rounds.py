@@ -81,8 +81,9 @@ def main(root: Path, rounds: int) -> None:
                 os._exit(1)
         os.close(writer)
         with os.fdopen(reader, "rb") as told:
-            first = told.readline()
-            time.sleep(random.Random(number).uniform(0, 0.06))  # the moment of the crash is the point
+            rng = random.Random(number)
+            first = b"".join(told.readline() for _ in range(rng.randrange(1, 60)))  # no time: a busy disk is slow
+            time.sleep(rng.uniform(0, 0.003))  # the moment of the crash is the point
             os.kill(child, signal.SIGKILL)
             lines = (first + told.read()).splitlines()
         os.waitpid(child, 0)

@@ -23,7 +23,7 @@ def full_chat(app) -> tuple[str, dict]:
     status: dict = {"context": {"prompt": 0}}
     while status["context"]["prompt"] < 0.64 * window:  # 0.85 of the three quarters that are not kept for answers
         status = say(samples.sentences(40, status["context"]["prompt"]))
-    until(lambda: client.predict(session, api_name="/session_get")["summaries"], 300)
+    until(lambda: client.predict(session, api_name="/session_get")["summaries"])
     return session, say("What was the boat of my sister called?", 24)
 
 
@@ -42,7 +42,6 @@ def test_the_page_shows_the_summary_and_the_memory(browser: Browser, app, full_c
     session, status = full_chat
     client = Client(app.url, verbose=False)
     page = browser.new_page(viewport={"width": 1360, "height": 860})
-    page.set_default_timeout(30_000)
     page.goto(f"{app.url}/#{session}")
     ledger = page.locator("#scroll .ledger").last
     ledger.locator("summary").click()
