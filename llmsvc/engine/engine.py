@@ -475,17 +475,13 @@ class Engine:
     def _prefill(self, chunk: Chunk) -> None:
         sequence = chunk.sequence
         ends, tokens = chunk.last, sequence.tokens[chunk.start : chunk.end]
-        last = self._read(sequence.slot, tokens, chunk.start, int(ends or self._late))
+        began = time.perf_counter()
+        last = self._runner.prefill(sequence.slot, tokens, chunk.start, int(ends or self._late))
+        self._took_time(len(tokens), time.perf_counter() - began)
         self._tell()
         self._scheduler.advance(sequence, chunk.end)
         if ends:
             self._choose((sequence,), last)
-
-    def _read(self, slot: int, tokens: list[int], start: int, wanted: int) -> torch.Tensor:
-        began = time.perf_counter()
-        last = self._runner.prefill(slot, tokens, start, wanted)
-        self._took_time(len(tokens), time.perf_counter() - began)
-        return last
 
     def _took_time(self, tokens: int, seconds: float) -> None:
         """Notice on a CPU how fast it reads."""
