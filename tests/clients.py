@@ -27,7 +27,7 @@ def busy(app: Any) -> int:
     return sum(row["running"] + row["queued"] for row in rows)
 
 
-def until(condition: Callable[[], Any], seconds: float = 600, pause: float = 0.02) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 1200, pause: float = 0.02) -> Any:
     """Wait for ``condition`` and return what it said. Long, since a busy machine is no failure."""
     end = time.monotonic() + seconds
     while not (found := condition()):

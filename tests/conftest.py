@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import hypothesis
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
@@ -24,7 +25,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test measures time
 hypothesis.settings.load_profile("untimed")
-expect.set_options(timeout=60_000)  # nor does what a page shows: two files run at once, on a machine that may be slow
+# Nor is a busy machine a failure: two files run at once, each with a service that computes on all cores.
+expect.set_options(timeout=60_000)
+for part in ("connect", "read", "write", "pool"):  # gradio_client's requests have these as well
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, part, 120)
 os.environ.setdefault("LLMSVC_NO_COMPILE", "1")  # it takes minutes of a core; tests/engine/test_compiled.py does it
 
 
@@ -107,7 +111,7 @@ class App:
     def stop(self, sign: signal.Signals = signal.SIGINT) -> None:
         self.process.send_signal(sign)
         try:
-            self.process.wait(30)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # what each thread was doing then stands in the log
             try:

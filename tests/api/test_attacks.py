@@ -432,7 +432,7 @@ def shown(page: Page, session: str) -> None:
     page.goto(f"{address}#{session}")
     page.get_by_text("the end of it").wait_for()
     for link in page.get_by_text("x", exact=True).all():
-        link.click(timeout=2000, no_wait_after=True, force=True)
+        link.click(no_wait_after=True, force=True)
     page.wait_for_function("[...document.images].every((image) => image.complete)")
 
 

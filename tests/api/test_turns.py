@@ -81,7 +81,7 @@ def test_a_client_that_goes_away_takes_nothing_with_it(client, session) -> None:
 
 
 def test_what_is_sent_meanwhile_waits_its_turn(client, session) -> None:
-    first = begun(client, session)
+    first = begun(client, session, max_tokens=4000)
     jobs = [client.submit(session, f"Say the word {w}.", max_tokens=6, api_name="/chat") for w in ("one",)]
     queued = lambda: client.predict(session, api_name="/session_get")["queued"]  # noqa: E731
     until(lambda: len(queued()) == 1)
@@ -93,6 +93,7 @@ def test_what_is_sent_meanwhile_waits_its_turn(client, session) -> None:
     with pytest.raises(AppError, match="is empty"):
         client.predict(session, queued()[0]["id"], " ", api_name="/queue_edit")
     assert jobs[1].result(timeout=60)[1]["state"] == "stopped"
+    client.predict(session, api_name="/stop")
     first.result(timeout=120)
     turn = jobs[0].result(timeout=120)[1]["turn_id"]
     rows = messages(client, session)
@@ -127,11 +128,12 @@ def test_branches_are_kept_and_chosen_again(client, session) -> None:
 
 
 def test_nothing_branches_while_an_answer_runs(client, session) -> None:
-    job = begun(client, session)
+    job = begun(client, session, max_tokens=4000)
     asked = messages(client, session)[0]["id"]
     for name, *more in (("/edit", "Other words."), ("/regenerate",)):
         with pytest.raises(AppError, match="still being answered"):
             client.predict(session, asked, *more, api_name=name)
+    client.predict(session, api_name="/stop")
     job.result(timeout=120)
     assert len(messages(client, session)) == 2
 
@@ -175,8 +177,10 @@ def test_events_of_an_answer_that_has_ended(app, client, session) -> None:
 
 
 def test_the_running_turn_as_it_is_now(app, client, session) -> None:
-    job = begun(client, session, 30)
+    job = begun(client, session, 30, max_tokens=4000)
     now = httpx.get(f"{app.url}/v1/sessions/{session}/turn").json()
+    until(lambda: len(httpx.get(f"{app.url}/v1/sessions/{session}/turn").json()["text"]) > now["length"])
+    client.predict(session, api_name="/stop")
     whole, status = job.result(timeout=120)
     assert (now["turn_id"], now["state"], now["offset"]) == (status["turn_id"], "running", 0)
     assert whole.startswith(now["text"])

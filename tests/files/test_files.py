@@ -235,7 +235,7 @@ def test_progress_by_page_and_what_is_read_is_there_at_once(room: Room) -> None:
 
 
 def test_a_limit_keeps_the_pages_before_it(make: Callable[..., Room]) -> None:
-    room = make(cpu=2, cpu_per_page=0.0)
+    room = make(cpu=4, cpu_per_page=0.0)
     row = room.read("long.pdf", samples.pdf(samples.sentences(40, n) for n in range(400)))
     assert row["state"] == "partial"
     assert "too long" in row["error"]

@@ -149,7 +149,8 @@ def test_vectors_that_are_damaged_or_of_another_text_are_made_again(make, of_ano
     until(lambda: found(room)[0] == HOUSE[1])
 
 
-def test_after_a_restart_a_chat_is_searched_as_before(make, encoder_dir) -> None:
+def test_after_a_restart_a_chat_is_searched_as_before(make, encoder_dir, monkeypatch) -> None:
+    monkeypatch.setattr(meaning, "PATIENCE_SECONDS", 60.0)
     room = make()
     house(room)
     until(lambda: found(room)[0] == HOUSE[1])

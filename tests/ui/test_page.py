@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from clients import until
 from gradio_client import Client
 from playwright.sync_api import Browser, Error, Page, Route, expect
 
@@ -76,14 +77,14 @@ def test_ask_reload_rename_delete_undo(page: Page, app) -> None:
     expect(page.locator("#scroll")).to_contain_text(PARIS)
     expect(page.locator("#scroll .usage").last).to_contain_text(re.compile(r"\d+ tokens · [\d.]+ tok/s"))
     current = page.locator("#sessions .current")
-    expect(current).to_contain_text("capital")  # the question, until the model made a title
+    expect(current).to_contain_text(re.compile("capital", re.I))  # the question, until the model made a title
     send(page, "What is it known for?")
     answered(page)
     page.screenshot(path=SHOTS / "desktop.png")
 
     page.reload()
     expect(page.locator("#scroll")).to_contain_text(PARIS)
-    expect(current).to_contain_text("capital")  # the question, until the model made a title
+    expect(current).to_contain_text(re.compile("capital", re.I))  # the question, until the model made a title
 
     current.hover()
     current.locator("[data-act=rename]").click()
@@ -449,10 +450,9 @@ def test_export_and_import(page: Page, tmp_path: Path) -> None:
 def test_the_model_names_a_chat_when_nobody_waits(page: Page) -> None:
     page.click("#new-chat")
     send(page, "Give me a recipe for pancakes")
-    expect(page.locator("#live")).to_contain_text(WORDS)
     expect(page.locator("#sessions .current .name")).to_have_text("Give me a recipe for pancakes")
     answered(page)
-    expect(page.locator("#sessions .current .name")).not_to_have_text("Give me a recipe for pancakes")
+    expect(page.locator("#sessions .current .name")).not_to_have_text("Give me a recipe for pancakes", timeout=300_000)
 
 
 def test_an_empty_message_sends_nothing(page: Page) -> None:
@@ -564,19 +564,21 @@ def test_the_forecast_says_why_a_model_cannot_be_loaded(page: Page, tmp_path: Pa
         expect(page.locator("#forecast")).to_contain_text(said)
 
 
-def test_settings_are_kept(page: Page) -> None:
+def test_settings_are_kept(page: Page, app) -> None:
     page.get_by_role("tab", name="Settings").click()
     box = page.locator("#tab-settings").get_by_label("System prompt")
     box.fill("Answer like a pirate.")
     box.blur()
     expect(page.locator("#tab-settings").get_by_label("number input for Temperature")).to_have_value("0")
-    page.wait_for_timeout(0)
+    client = Client(app.url, verbose=False)
+    until(lambda: client.predict(api_name="/settings_get")["system"] == "Answer like a pirate.")
     page.get_by_role("tab", name="Chat").click()
     page.reload()
     page.get_by_role("tab", name="Settings").click()
     expect(page.locator("#tab-settings").get_by_label("System prompt")).to_have_value("Answer like a pirate.")
     page.locator("#tab-settings").get_by_label("System prompt").fill("")
     page.locator("#tab-settings").get_by_label("System prompt").blur()
+    until(lambda: client.predict(api_name="/settings_get")["system"] == "")
 
 
 def test_a_model_has_defaults_of_its_own(page: Page, app) -> None:
