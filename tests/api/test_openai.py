@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -57,6 +58,7 @@ def test_a_stream_is_the_same_answer(ask) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == PARIS
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], 8)
+    assert len(list(ask(STORY, stream=True, max_tokens=60))) > 4
 
 
 def test_all_messages_count(ask) -> None:
@@ -223,6 +225,26 @@ def test_who_goes_away_takes_the_answer_along(app, ask) -> None:
     with pytest.raises(openai.APITimeoutError):
         ask(STORY, max_tokens=4000, timeout=1.5)
     until(lambda: busy(app) == 0)
+
+
+def test_a_full_queue_says_when_to_come_again(app, ask) -> None:
+    """More than the engine's slots and queue hold."""
+    url, body = f"{app.url}/v1/chat/completions", {"model": MODEL, "messages": STORY, "n": 16, "max_tokens": 4000}
+
+    def post(_: int) -> httpx.Response | None:
+        try:
+            return httpx.post(url, json=body, timeout=15)
+        except httpx.TimeoutException:
+            return None
+
+    with ThreadPoolExecutor(22) as threads:
+        refused = [response for response in threads.map(post, range(22)) if response is not None]
+    assert refused
+    for response in refused:
+        assert (response.status_code, response.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert int(response.headers["retry-after"]) > 0
+    until(lambda: busy(app) == 0)
+    assert ask(CAPITAL).choices[0].message.content == PARIS
 
 
 def test_an_answer_within_a_chat(app, ask) -> None:

@@ -138,6 +138,9 @@ def test_a_chat_is_streamed_from_it(admin: Client, session: str) -> None:
     assert status["usage"]["prompt_tokens"] > 20  # as the server counts, with its template
     again, _ = admin.predict(session, "And of Japan?", temperature=0, api_name="/chat")
     assert "Tokyo" in again  # it was told of the first question
+    job = admin.submit(session, STORY[0]["content"], temperature=0, max_tokens=60, api_name="/chat")
+    job.result(timeout=120)
+    assert len({part for part, _ in job.outputs()}) > 2
 
 
 def test_stop_reaches_the_other_server(app: App, admin: Client, session: str) -> None:

@@ -60,10 +60,13 @@ def tab(page: Page, name: str) -> None:
 
 def remove(card: Locator) -> None:
     """Click until it is gone: the first click is forgotten after four seconds."""
+    button = card.get_by_role("button", name="Remove")
+    button.click()
+    expect(button).to_have_text("Remove?")
 
     def gone() -> bool:
         with suppress(Error):  # it went meanwhile
-            card.get_by_role("button", name="Remove").click(timeout=5000)
+            button.click(timeout=5000)
         return not card.count()
 
     until(gone, pause=1)

@@ -447,9 +447,11 @@ def test_export_and_import(page: Page, tmp_path: Path) -> None:
         assert texts(page) == ["What is the capital of France?", PARIS]
 
 
-def test_the_model_names_a_chat_when_nobody_waits(page: Page) -> None:
+def test_the_model_names_a_chat_when_nobody_waits(page: Page, app) -> None:
+    longest(app, 300)
     page.click("#new-chat")
     send(page, "Give me a recipe for pancakes")
+    expect(page.locator("#live")).to_contain_text(WORDS)
     expect(page.locator("#sessions .current .name")).to_have_text("Give me a recipe for pancakes")
     answered(page)
     expect(page.locator("#sessions .current .name")).not_to_have_text("Give me a recipe for pancakes", timeout=300_000)
