@@ -22,10 +22,10 @@ def child(folder: str, ours: bool) -> None:
 
     if ours:
         wait_briefly()  # before torch comes
-    from llmsvc.engine.runner import Runner
+    from llmsvc.engine.slot_runner import SlotRunner
     from llmsvc.models.loader import load
 
-    runner = Runner(compute(load, Path(folder), "cpu", "none", lambda *_: None).model, 1, 2048)
+    runner = SlotRunner(compute(load, Path(folder), "cpu", "none", lambda *_: None).model, 1, 2048)
 
     def seconds() -> tuple[float, float]:
         start = time.perf_counter()

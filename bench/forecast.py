@@ -34,7 +34,7 @@ def measure(folder: Path, quantization: str, full: bool, context: int, device: s
 
     from llmsvc.engine.paged_attention import PAGE
     from llmsvc.engine.paged_runner import PagedRunner
-    from llmsvc.engine.runner import Runner
+    from llmsvc.engine.slot_runner import SlotRunner
     from llmsvc.models.loader import load
 
     torch.nn.Linear(8, 8)(torch.ones(1, 8))
@@ -54,7 +54,7 @@ def measure(folder: Path, quantization: str, full: bool, context: int, device: s
     loaded = load(folder, device, quantization, lambda *_: None, full_weights=full)
     over.set()
     thread.join()
-    runner: Any = Runner(loaded.model, 1, context) if on_host else PagedRunner(loaded.model, 1, context, context)
+    runner: Any = SlotRunner(loaded.model, 1, context) if on_host else PagedRunner(loaded.model, 1, context, context)
     runner.prefill(0, list(range(3, 3 + PAGE)), 0)  # one page is as long
     kv = sum(x[:1, :, :PAGE].nbytes for layer in runner._cache.used() for x in (layer.keys, layer.values))
     print(json.dumps({"weights": loaded.memory_bytes, "kv": kv // PAGE, "peak": peak - before}))

@@ -34,10 +34,13 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import Cache
 from transformers.initialization import no_init_weights
 
+from llmsvc.engine.cache.attention import SlotLayer
+from llmsvc.engine.cache.kept import kept_in
+from llmsvc.engine.cache.kinds import FULL, kinds_of, kv_shape
+from llmsvc.engine.cache.placed import Step
 from llmsvc.engine.chunk_attention import NAME, OTHERS, fits_kernel
 from llmsvc.engine.int8 import Int8Linear, replace_linears
 from llmsvc.engine.kernels import compiler, kernels_name
-from llmsvc.engine.kv_cache import SlotLayer, Step, kept_in, kv_shape, sliding_window
 from llmsvc.engine.products import halves
 
 CHUNK = 512
@@ -322,10 +325,8 @@ def why_not(model: Any) -> str:
     if not any(isinstance(module, Int8Linear) for module in model.modules()):
         return "its weights have not 8 bits"
     kind = model.config._attn_implementation
-    if len(set(getattr(config, "layer_types", None) or ())) > 1 or kind not in ("sdpa", NAME):
-        return "its attention is of several kinds"
-    if sliding_window(config):
-        return "its attention has a sliding window"
+    if {layer.name for layer in kinds_of(config)} != {FULL} or kind not in ("sdpa", NAME):
+        return "its layers are of several kinds, or look at a part of the text"
     if _way(model) == "widened":
         return "its weights are widened before they are multiplied"
     if not fits_kernel(kv_shape(config)[2]):
@@ -349,7 +350,7 @@ def library_name(model: Any, kind: str) -> str:
     """A file name that changes with all that a step depends on."""
     sources = [
         Path(__file__).with_name(name).read_text()
-        for name in ("blocks.py", "chunk_attention.py", "compiled.py", "int8.py", "kv_cache.py", "products.py")
+        for name in ("blocks.py", "chunk_attention.py", "compiled.py", "int8.py", "cache/attention.py", "products.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
     parts = (model.config.to_json_string(), *versions, kernels_name(), *ways_of(model, kind), *sources)

@@ -17,10 +17,12 @@ class Detokenizer:
 
     The last grapheme is held back until the next one starts, since a combining mark, a joiner or a
     skin tone may still follow it; so is any tail that could be the start of a stop string.
+    Special tokens are not shown, but for those whose texts are ``marks``.
     """
 
-    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = ()) -> None:
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...] = (), marks: tuple[str, ...] = ()) -> None:
         self._tokenizer, self._quick = tokenizer, getattr(tokenizer, "backend_tokenizer", None)
+        self._hidden, self._skip = hidden_tokens(tokenizer, marks), not marks
         self._stop = tuple(s for s in stop if s)
         self._tokens: list[int] = []
         self._prefix = self._read = 0
@@ -30,11 +32,13 @@ class Detokenizer:
 
     def _decode(self, tokens: list[int]) -> str:
         if self._quick is not None:  # what the other comes to, in a fifth of its time
-            return str(self._quick.decode(tokens, skip_special_tokens=True))
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+            return str(self._quick.decode(tokens, skip_special_tokens=self._skip))
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=self._skip, clean_up_tokenization_spaces=False))
 
     def push(self, token: int) -> str:
         """Add a token; return the text that is now certain (often empty). Sets ``stopped`` at a stop string."""
+        if token in self._hidden:
+            return ""
         self._tokens.append(token)
         known = self._decode(self._tokens[self._prefix : self._read])
         text = self._decode(self._tokens[self._prefix :])
@@ -65,6 +69,13 @@ class Detokenizer:
         tail = self._decode(self._tokens[self._prefix :])[len(known) :]
         out, self._held = self._held + tail.rstrip(_REPLACEMENT), ""
         return out
+
+
+def hidden_tokens(tokenizer: Any, marks: tuple[str, ...] = ()) -> frozenset[int]:
+    """Special tokens, named or added as such, whose texts are not ``marks``."""
+    added = {id_: token.content for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
+    return frozenset(id_ for id_, text in (named | added).items() if text not in marks)
 
 
 def overlap(text: str, stop: str) -> int:

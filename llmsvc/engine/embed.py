@@ -18,7 +18,7 @@ def embed(model: Any, tokens: Sequence[int]) -> list[float]:
     """The vector of one text, shape (hidden size,). Call on a worker thread."""
     from transformers import DynamicCache
 
-    cache, total = DynamicCache(), torch.zeros(())
+    cache, total = DynamicCache(config=model.config), torch.zeros(())
     for start in range(0, len(tokens), CHUNK):
         part = tokens[start : start + CHUNK]
         if model.device.type == "cpu":

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from llmsvc.engine.compiled import CHUNK, CompiledStep
 from llmsvc.engine.compute import compute
 from llmsvc.engine.constraint import Constraint, Constraints
 from llmsvc.engine.detokenize import Detokenizer
-from llmsvc.engine.kv_cache import kept_in, kv_shape
 from llmsvc.engine.lookup import Lookup
-from llmsvc.engine.paged_attention import PAGE
-from llmsvc.engine.paged_runner import PagedRunner, can_follow
 from llmsvc.engine.parking import HostCopy, held_tensors
 from llmsvc.engine.request import FinishReason, GenerationRequest, TokenEvent, TokenLogprob
-from llmsvc.engine.runner import Runner
+from llmsvc.engine.runner import Costs, Runner
+from llmsvc.engine.runners import make_runner
 from llmsvc.engine.sampling import Draw, make_dice, penalized, sent
 from llmsvc.engine.scheduler import PENDING, Chunk, Plan, QueueFull, Scheduler, Sequence
 from llmsvc.engine.warmup import PagedWarmup, Warmup, keep_kernels
@@ -81,21 +78,20 @@ class Engine:
         self._tokenizer = tokenizer
         self._model = model
         self._eos = _end_tokens(model, tokenizer)
-        paged = model.device.type != "cpu" if paged is None else paged
-        self._token_bytes = _token_bytes(model, model.dtype if paged else kept_in(model))
-        budget = (kv_bytes or _memory(model.device)) // self._token_bytes
-        self._paced = not chunk and not paged
-        slots, chunk = slots or (128 if paged else 32), chunk or (2048 if paged else _LEAST)
         self._do = compute if model.device.type == "cpu" else _at_once
-        self._runner: Runner | PagedRunner
-        if paged:
-            self._runner = PagedRunner(model, slots, window, max(budget, window + chunk) + slots * PAGE)
-            self._scheduler = Scheduler(slots, chunk, max_waiting, self._runner.most_tokens, chunk // 4)
-            self._most = self._runner.most_tokens
-        else:
-            self._runner = Runner(model, slots, window)
-            self._scheduler = Scheduler(slots, chunk, max_waiting, max(budget, window))
-            self._most = max(budget, window) if not kv_bytes else sys.maxsize
+        budget = kv_bytes or _memory(model.device)
+        self._runner: Runner = self._do(make_runner, model, slots, window, chunk, budget, paged)
+        costs, self._late = self._runner.costs, self._runner.ahead
+        self._paced = not chunk and not self._late
+        slots, chunk = self._runner.slots, chunk or (2048 if self._late else _LEAST)
+        self._least, self._most = costs.of(window), sys.maxsize
+        if self._runner.most_tokens:
+            self._most = self._runner.most_tokens * costs.token
+        elif not kv_bytes:
+            self._most = max(budget, self._least)
+        shared = {"shared_chunk": chunk // 4} if self._late else {}
+        at_first = self._most if self._runner.most_tokens else max(budget, self._least)
+        self._scheduler = Scheduler(slots, chunk, max_waiting, at_first, costs=costs, **shared)
         self._constraints = Constraints(tokenizer, model.config.get_text_config().vocab_size)
         self._details: dict[str, _Detail] = {}
         self._inbox: deque[Callable[[], None]] = deque()
@@ -107,22 +103,20 @@ class Engine:
         """Tokens of prompts per second, lately; 0 before any was read, and on a GPU, where it is no matter."""
         self._timed = False
         """Whether a piece was read that is long enough to say it."""
-        self._late = paged
-        """Whether the next step is launched before the tokens of the last are known: a GPU computes by itself."""
         self._flight: _Flight | None = None
         self._untold: deque[tuple[Sequence, int, int, FinishReason | None]] = deque()
         """Chosen tokens whose text is to be delivered: how many there were with it, and why it is the last."""
         self._max_waiting = max_waiting
         self._followed = threading.Event()
         self._parked: HostCopy | None = None
-        if compiled and paged:
+        if compiled and self._late:
             keep_kernels(compiled)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         self._warmup: Warmup | PagedWarmup | None = None
-        if compiled and paged:
+        if compiled and self._late:
             self._warmup = PagedWarmup(model, self._follows, self._record)
-        elif compiled:
+        elif compiled and self._runner.together:
             self._warmup = Warmup(model, slots, compiled, self._use, lambda: self.running + self.queued)
 
     def submit(self, request: GenerationRequest) -> None:
@@ -167,8 +161,18 @@ class Engine:
 
     @property
     def kv_bytes(self) -> int:
-        """What the KV cache holds, of running and of ended sequences."""
-        return self.cached * self._token_bytes
+        """What the KV cache holds, of running and of ended sequences, with states and their snapshots."""
+        return self._scheduler.held
+
+    @property
+    def costs(self) -> Costs:
+        """What a token and a chat take in the KV cache."""
+        return self._runner.costs
+
+    @property
+    def served(self) -> str:
+        """ "together": answers are computed in one pass; "one at a time": each by itself."""
+        return "together" if self._runner.together else "one at a time"
 
     @property
     def compiled(self) -> set[str]:
@@ -183,19 +187,19 @@ class Engine:
     @property
     def moves(self) -> bool:
         """Whether ``park`` frees the device's memory; what is on the host stays where it is."""
-        return isinstance(self._runner, PagedRunner)
+        return self._runner.moves
 
     def trim(self, kv_bytes: int) -> None:
         """Have the KV cache hold no more than ``kv_bytes`` besides what runs; what was used longest ago goes.
 
         Raises Unavailable when the engine is closing.
         """
-        self._ask(lambda: self._trim(kv_bytes // self._token_bytes))
+        self._ask(lambda: self._trim(kv_bytes))
 
     def hold(self, kv_bytes: int) -> None:
         """Let the KV cache grow to so many bytes, or to one text of the window, from the next step on."""
-        tokens = min(max(kv_bytes // self._token_bytes, self.window), self._most)
-        self._put(lambda: self._scheduler.limit(tokens))
+        budget = min(max(kv_bytes, self._least), self._most)
+        self._put(lambda: self._scheduler.limit(budget))
 
     def park(self) -> None:
         """Keep weights and KV cache in host memory until ``unpark``, once it is warm. Nobody may ask meanwhile.
@@ -246,24 +250,23 @@ class Engine:
             self._put(act)
         done.result()
 
-    def _trim(self, tokens: int) -> None:
-        for slot in self._scheduler.trim(tokens):
+    def _trim(self, kv_bytes: int) -> None:
+        for slot in self._scheduler.trim(kv_bytes):
             self._runner.drop(slot)
 
     def _leave(self) -> None:
-        assert isinstance(self._runner, PagedRunner)
         self._parked = HostCopy([*held_tensors(self._model), *self._runner.at_rest()])
 
     def _use(self, steps: dict[str, CompiledStep]) -> None:
-        self._put(lambda: setattr(self._runner, "compiled", steps))
+        self._put(lambda: self._runner.use(steps))
 
     def _follows(self) -> bool:
         """Wait until it is known whether many slots can be computed at once."""
         self._followed.wait()
-        return isinstance(self._runner, PagedRunner) and self._runner.follows and not self._closing
+        return self._runner.follows and not self._closing
 
     def _record(self) -> None:
-        self._put(lambda: setattr(self._runner, "recording", True))
+        self._put(lambda: self._runner.use({"recorded": True}))
 
     def _accept(self, request: GenerationRequest, constraint: Constraint | None) -> None:
         try:
@@ -274,15 +277,11 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            if isinstance(self._runner, PagedRunner):
-                self._runner.follows = self._do(can_follow, self._model)
+            self._do(self._runner.begin)
             self._do(self._runner.prefill, 0, [0], 0)  # this sets up kernels for a second: nobody should wait for it
             if not self._late:
                 self._measure()
-            if isinstance(self._runner, PagedRunner):
-                self._runner.reset()
-            else:
-                self._runner.drop(0)  # it knows now what its cache looks like, which compiled steps do not tell
+            self._runner.drop(0)  # it knows now what its cache looks like, which compiled steps do not tell
         except Exception:
             log.exception("warm-up failed")
         finally:
@@ -336,8 +335,9 @@ class Engine:
     def _step(self, plan: Plan) -> None:
         """One failed step must not take the service down, nor one failing request the others."""
         try:
-            for source, slot, tokens in plan.copies:
-                self._runner.copy(source, slot, tokens)
+            for copy in plan.copies:
+                self._runner.copy(*copy)
+            self._runner.forget(plan.forgotten)
             for slot in plan.dropped:
                 self._runner.drop(slot)
         except Exception as error:  # what the cache holds is not known any more
@@ -397,14 +397,11 @@ class Engine:
         rows = tuple(sorted(rows, key=lambda row: row.slot))
         last = {row.slot: row.tokens[-1] for row in rows}
         pieces = [(c.sequence.slot, c.sequence.tokens[c.start : c.end], c.start) for c in chunks]
-        if isinstance(self._runner, PagedRunner):
-            logits = self._runner.decode(last, lengths, pieces, _ids(flight, rows) if flight and rows else None)
-        else:
-            began = time.perf_counter()
-            logits = self._runner.decode(last, lengths, pieces)
-            if pieces:
-                read = sum(len(tokens) for _, tokens, _ in pieces)
-                self._took_time(len(rows) + read, time.perf_counter() - began)
+        began = time.perf_counter()
+        logits = self._runner.decode(last, lengths, pieces, _ids(flight, rows) if flight and rows else None)
+        if pieces:
+            read = sum(len(tokens) for _, tokens, _ in pieces)
+            self._took_time(len(rows) + read, time.perf_counter() - began)
         self._tell()
         for row in rows:
             self._scheduler.advance(row, len(row.tokens))
@@ -424,6 +421,9 @@ class Engine:
         for row in rows:
             if not self._goes_on(row) or row.slot < 0:
                 continue
+            if not self._runner.guesses:  # a state that half a step has changed cannot be taken back
+                self._scheduler.restart(row)
+                continue
             row.computed = len(row.tokens) - 1  # it may have been counted already
             del self._scheduler.cached[row.slot][row.computed :]
             try:
@@ -437,7 +437,7 @@ class Engine:
 
     def _goes_ahead(self) -> bool:
         """Whether the next step can be launched before the tokens of the last are known."""
-        if self._flight is None or not (isinstance(self._runner, PagedRunner) and self._runner.follows):
+        if self._flight is None or not self._runner.follows:
             return False
         rows, unsure = self._scheduler.decoding, 0
         for row in rows:
@@ -455,6 +455,8 @@ class Engine:
 
     def _guess(self, row: Sequence) -> list[int]:
         """What may come next, as far as there is room for it."""
+        if not self._runner.guesses:
+            return []
         room = min(self.window - len(row.tokens), row.request.sampling.max_tokens - row.generated - 1)
         return self._details[row.request.id].lookup.guess(row.tokens)[: max(room, 0)]
 
@@ -480,6 +482,8 @@ class Engine:
         self._took_time(len(tokens), time.perf_counter() - began)
         self._tell()
         self._scheduler.advance(sequence, chunk.end)
+        if chunk.kept:
+            self._runner.snapshot(sequence.slot, self._scheduler.keep(chunk))
         if ends:
             self._choose((sequence,), last)
 
@@ -722,11 +726,6 @@ def _ids(flight: _Flight, rows: tuple[Sequence, ...]) -> torch.Tensor:
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
-
-
-def _token_bytes(model: Any, dtype: torch.dtype) -> int:
-    """Bytes that one token takes in the KV cache."""
-    return 2 * prod(kv_shape(model.config.get_text_config())) * dtype.itemsize
 
 
 def _memory(device: Any) -> int:

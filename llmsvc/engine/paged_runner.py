@@ -9,7 +9,7 @@ prompts go through the model as it is.
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -18,10 +18,14 @@ import torch
 from torch import nn
 
 from llmsvc.engine import gemv
+from llmsvc.engine.cache.kinds import kinds_of
+from llmsvc.engine.cache.masks import Masks
+from llmsvc.engine.cache.placed import Piece
+from llmsvc.engine.cache.probe import pass_over_one
 from llmsvc.engine.chunk_attention import attend
-from llmsvc.engine.kv_cache import Masks, Piece
 from llmsvc.engine.paged_attention import PAGE, paged_attention
 from llmsvc.engine.pages import SCRATCH, OutOfPages, PagedCache, PageTable, pages_of
+from llmsvc.engine.runner import Costs, Runner
 from llmsvc.engine.sampling import pinned, sent
 
 log = logging.getLogger(__name__)
@@ -38,24 +42,27 @@ FIRST_PAGES = 256
 Graph = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
-class PagedRunner:
-    """Prefills slots and decodes in them. There is a spare slot behind the last one.
+class PagedRunner(Runner):
+    """Many sequences whose keys and values lie in pages.
 
     ``follows``: whether the model's attention follows the table, so that many slots are computed at once;
     ``recording``: whether short passes are recorded. A model that cannot is served without, more slowly.
     ``patient``: whether it waits while another one records, instead of doing without meanwhile.
     """
 
-    def __init__(self, model: Any, slots: int, window: int, tokens: int) -> None:
+    ahead = moves = True
+
+    def __init__(self, model: Any, slots: int, window: int, tokens: int, costs: Costs | None = None) -> None:
         """``tokens``: how many can be cached in all slots together."""
         config = model.config.get_text_config()
+        self.slots, self.costs = slots, costs or _measured(model)
         self._model, self._device = model, model.device
         if self._device.type == "cuda":  # it plans attention anew for each length, which takes a tenth of a second
             torch.backends.cuda.enable_cudnn_sdp(False)
-        self._layers, self._slots, self._window = config.num_hidden_layers, slots, window
-        self._masks = Masks(model)
+        self._layers, self._window = config.num_hidden_layers, window
+        self._masks = Masks(model, kinds_of(config))
         self._most = max(pages_of(tokens), pages_of(window)) + 1
-        self.follows = self.recording = self.patient = False
+        self._follows = self.recording = self.patient = False
         self._graphs: dict[int, Graph] = {}
         self._tried = set[int]()
         """Sizes of passes whose kernels are there."""
@@ -63,29 +70,56 @@ class PagedRunner:
         """What the recorded passes share: one ends before the next begins."""
         self.reset()
 
+    @classmethod
+    def within(cls, model: Any, slots: int, window: int, chunk: int, budget: int) -> "PagedRunner":
+        """One whose cache takes so many bytes at most, or one text of the window."""
+        costs = _measured(model)
+        tokens = max(budget // max(costs.token, 1), window + chunk)
+        return cls(model, slots, window, tokens + slots * PAGE, costs)
+
     @property
-    def compiled(self) -> dict[str, bool]:
+    def compiled(self) -> dict[str, bool]:  # type: ignore[override]
         """What is faster than the model as it is, by kind."""
         return {"recorded": True} if self.recording else {}
+
+    @property
+    def follows(self) -> bool:
+        return self._follows
+
+    @follows.setter
+    def follows(self, follows: bool) -> None:
+        self._follows = follows
+
+    def begin(self) -> None:
+        self._follows = can_follow(self._model)
+
+    def use(self, compiled: Mapping[str, Any]) -> None:
+        self.recording = bool(compiled)
 
     def reset(self) -> None:
         """Forget every slot and give its memory back."""
         self._forget_passes()
         first = min(FIRST_PAGES, self._most)
         self._cache = PagedCache(self._layers, first)
-        self._table = PageTable(self._slots + 1, first)
+        self._table = PageTable(self.slots + 1, first)
         # A row for each slot, the spare one, and one of the scratch page, for tokens that only fill up a pass.
-        self._on_device = torch.full((self._slots + 2, pages_of(self._window)), SCRATCH, dtype=torch.int32)
+        self._on_device = torch.full((self.slots + 2, pages_of(self._window)), SCRATCH, dtype=torch.int32)
         self._on_device = self._on_device.to(self._device)
 
     @property
-    def most_tokens(self) -> int:
+    def most_tokens(self) -> int:  # type: ignore[override]
         """How many can be cached in all slots together, whatever their lengths."""
-        return max((self._most - 1 - self._slots) * PAGE, self._window)
+        return max((self._most - 1 - self.slots) * PAGE, self._window)
 
-    def copy(self, source: int, slot: int, tokens: int) -> None:
-        """Make the first ``tokens`` of ``slot`` what they are in ``source``. It is copied when one is written."""
+    def copy(self, source: int, slot: int, tokens: int, snapshot: int = 0) -> None:
+        """It is copied when one is written."""
         self._table.share(source, slot, tokens)
+
+    def snapshot(self, slot: int, number: int) -> None:
+        """There are no states."""
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """There are none."""
 
     def at_rest(self) -> list[torch.Tensor]:
         """The tensors that hold the cache, which may be moved to elsewhere and back before the next pass."""
@@ -160,8 +194,8 @@ class PagedRunner:
 
     def _write(self, slot: int, start: int, end: int) -> None:
         """Have pages of its own for what is written."""
-        if self._table.pages[self._slots] and slot != self._slots:  # what changed places has done so
-            self._table.drop(self._slots)
+        if self._table.pages[self.slots] and slot != self.slots:  # what changed places has done so
+            self._table.drop(self.slots)
         try:
             copies = self._table.write(slot, start, end)
         except OutOfPages:
@@ -204,7 +238,7 @@ class PagedRunner:
         if self.recording:
             size = next(size for size in SIZES if size >= len(given))
             if graph := self._graph(size):
-                given += [[0, 0, self._slots + 1, 0]] * (size - len(given))
+                given += [[0, 0, self.slots + 1, 0]] * (size - len(given))
                 return graph(pinned(given, self._device), ids)[: len(wanted)]
         table = sent(given, self._device)
         if ids is not None:
@@ -222,7 +256,7 @@ class PagedRunner:
 
     def _record(self, size: int) -> Graph:
         static = torch.zeros(size, 4, dtype=torch.long, device=self._device)
-        static[:, 2] = self._slots + 1
+        static[:, 2] = self.slots + 1
         with fused(self._model, size):
             side = _side_stream(self._device)
             side.wait_stream(torch.cuda.current_stream(self._device))
@@ -259,7 +293,7 @@ class PagedRunner:
         now.offsets, now.read = positions % PAGE, None
         length = (positions + 1).int()[:, None]
 
-        def mask(window: int | None) -> torch.Tensor:
+        def mask(_: str, window: int | None) -> torch.Tensor:
             start = torch.zeros_like(length) if window is None else (length - window).clamp(min=0)
             return torch.cat([length, start, tables], 1)[None, None]
 
@@ -277,6 +311,11 @@ class PagedRunner:
         )
         logits: torch.Tensor = output.logits[0]
         return logits
+
+
+def _measured(model: Any) -> Costs:
+    cache, _ = pass_over_one(model, kinds_of(model.config.get_text_config()), None)
+    return Costs(cache.token_bytes())
 
 
 _recording = threading.Lock()

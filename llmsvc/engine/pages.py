@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from llmsvc.engine.kv_cache import PlacedCache, PlacedLayer
+from llmsvc.engine.cache.placed import PlacedCache, PlacedLayer
 from llmsvc.engine.paged_attention import PAGE, store
 
 SCRATCH = 0

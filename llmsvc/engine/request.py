@@ -18,7 +18,7 @@ class SamplingParams:
     ``temperature`` 0 is greedy; ``top_p`` 1, ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 switch those off.
     ``seed`` makes a request repeatable, whatever else is in its batch. ``stop`` strings end the text and are no part of
     it. ``logprobs``: report each token's log-probability and so many of the likeliest; None reports nothing.
-    ``json_schema`` (JSON text) or ``regex``: the answer is made to match.
+    ``json_schema`` (JSON text), ``regex`` or ``grammar`` (llguidance's Lark): the answer is made to match.
     """
 
     temperature: float = 0.7
@@ -32,16 +32,19 @@ class SamplingParams:
     logprobs: int | None = None
     json_schema: str = ""
     regex: str = ""
+    grammar: str = ""
 
     @property
     def constrained(self) -> bool:
         """Whether the answer is bound to a grammar, which takes its time to be read."""
-        return bool(self.json_schema or self.regex)
+        return bool(self.json_schema or self.regex or self.grammar)
 
 
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
+    REPETITION = "repetition"
+    """It went on repeating itself."""
     CANCELLED = "cancelled"
     ERROR = "error"
     INTERRUPTED = "interrupted"
@@ -63,7 +66,8 @@ class TokenEvent:
 
     ``text`` may be empty: a token can complete no grapheme yet. The last event has a ``finish_reason``.
     ``logprobs``: of the tokens that were chosen since the last event, where they were asked for. ``stop``: the stop
-    string that ended it. ``prompt_tokens``: in the last event, where only who answered knows.
+    string that ended it. ``prompt_tokens``: in the last event, where only who answered knows. ``reasoning``: where who
+    answered tells it apart from the text.
     """
 
     request_id: str
@@ -75,6 +79,19 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     stop: str = ""
     prompt_tokens: int = 0
+    reasoning: str = ""
+
+
+@dataclass(frozen=True)
+class ThinkingLimit:
+    """Reasoning that has no end after ``tokens`` of them is ended: the tokens ``closing`` follow then.
+
+    It has ended by itself when the answer's text has ``until`` in it, a mark.
+    """
+
+    tokens: int
+    until: str
+    closing: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -82,7 +99,8 @@ class GenerationRequest:
     """One prompt to continue. ``deliver`` is called on the engine's thread and must not block.
 
     ``group``: who asks; of what waits, the next one is of the group that has the fewest running. ``source``: for who
-    has a tokenizer of their own.
+    has a tokenizer of their own. ``marks``: special tokens that are kept in the answer's text, since they tell its
+    parts apart; all others are left out. ``thinking``: a bound for the reasoning in front of the answer.
     """
 
     id: str
@@ -91,3 +109,5 @@ class GenerationRequest:
     deliver: Callable[[TokenEvent], None]
     group: str = ""
     source: Source = ()
+    marks: tuple[str, ...] = ()
+    thinking: ThinkingLimit | None = None

@@ -8,8 +8,11 @@ never stalls the answers that are already streaming.
 import sys
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llmsvc.engine.request import GenerationRequest
+from llmsvc.engine.runner import Costs
+from llmsvc.engine.snapshots import Snapshots, places
 
 SHARED_CHUNK = 64
 """Tokens of a long prompt in a step in which others decode: they wait for them."""
@@ -33,6 +36,8 @@ class Sequence:
     cached: int = 0
     slot: int = -1
     cancelled: bool = False
+    snapshots_at: list[int] = field(default_factory=list)
+    """Where in its prompt snapshots are to be taken."""
 
     @property
     def generated(self) -> int:
@@ -57,20 +62,38 @@ class Chunk:
     end: int
 
     @property
+    def kept(self) -> bool:
+        """Whether a snapshot is to be taken behind it."""
+        return self.end in self.sequence.snapshots_at
+
+    @property
     def last(self) -> bool:
         """Whether the prompt is read with it."""
         return self.end == len(self.sequence.tokens)
+
+
+class Copy(NamedTuple):
+    """Of what is cached: the first ``tokens`` of ``source`` to ``slot``, with the states of ``snapshot``, if not 0.
+
+    The slot behind the last is spare, for texts that change places.
+    """
+
+    source: int
+    slot: int
+    tokens: int
+    snapshot: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
     """One step: the sequences to decode, then the chunks to prefill, of one sequence each.
 
-    First, and in this order, ``copies``: (from slot, to slot, tokens) of what is cached; the slot behind the last is
-    spare, for texts that change places. Then ``dropped``: slots whose memory can go.
+    First, and in this order, ``copies``; then ``forgotten``: the numbers of snapshots that nobody needs any more, and
+    ``dropped``: slots whose memory can go.
     """
 
-    copies: tuple[tuple[int, int, int], ...] = ()
+    copies: tuple[Copy, ...] = ()
+    forgotten: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
     decode: tuple[Sequence, ...] = ()
     prefill: tuple[Chunk, ...] = ()
@@ -85,11 +108,20 @@ class Scheduler:
     Sequences that run stand in the first slots, so that a step over all of them is a step over few rows.
     """
 
-    def __init__(self, slots: int, chunk: int, max_waiting: int, budget: int, shared_chunk: int = SHARED_CHUNK) -> None:
-        """``budget``: tokens that may be cached in all slots together; one sequence has to fit into it.
+    def __init__(
+        self,
+        slots: int,
+        chunk: int,
+        max_waiting: int,
+        budget: int,
+        shared_chunk: int = SHARED_CHUNK,
+        costs: Costs = Costs(),  # noqa: B008 (it is frozen)
+    ) -> None:
+        """``budget``: what may be cached in all slots together, by ``costs``; one sequence has to fit into it.
 
         ``chunk``: tokens of prompts in a step; of a long one, while others decode, ``shared_chunk`` at most.
         """
+        self._costs, self._snapshots = costs, Snapshots(slots)
         self.chunk, self._shared_chunk, self._max_waiting, self._budget = chunk, shared_chunk, max_waiting, budget
         self._ceiling = sys.maxsize
         """What ``limit`` admits at most: memory ran out above it."""
@@ -155,33 +187,52 @@ class Scheduler:
         """The cache was lost: what runs is computed again, from its first token."""
         for cached in self.cached:
             cached.clear()
+        self._snapshots.clear()
         for sequence in self._running.values():
             sequence.computed = 0
 
+    def restart(self, sequence: Sequence) -> None:
+        """What is cached of a sequence is not to be relied on: all of it is computed again."""
+        self.cached[sequence.slot].clear()
+        sequence.computed = 0
+
+    @property
+    def held(self) -> int:
+        """What is cached, with snapshots."""
+        return sum(self._costs.of(len(cached)) for cached in self.cached) + self._snapshots.bytes(
+            self._costs.of_snapshot
+        )
+
     def limit(self, budget: int) -> None:
-        """From the next step on, cache no more than ``budget`` tokens, nor fewer than what runs has."""
-        running = sum(len(sequence.tokens) for sequence in self._running.values())
-        self._budget = min(max(budget, running + self.chunk), self._ceiling)
+        """From the next step on, cache no more than ``budget``, nor less than what runs has."""
+        self._budget = min(max(budget, self._needed() + self._costs.of(self.chunk)), self._ceiling)
+
+    def _needed(self) -> int:
+        """What the tokens of all that runs take."""
+        return sum(self._costs.of(len(sequence.tokens)) for sequence in self._running.values())
 
     def shrink(self) -> bool:
         """After memory ran out: be content with half of what is cached now. False when one sequence has all of it."""
         if self.running < 2 and not any(c for slot, c in enumerate(self.cached) if slot not in self._running):
             return False
-        self._budget = self._ceiling = max(sum(map(len, self.cached)) // 2, 1)
+        self._budget = self._ceiling = max(self.held // 2, 1)
         return True
 
     def plan(self) -> Plan:
         """Admit what fits, then say what the next step computes."""
+        if not self._costs.cut:
+            for slot, cached in enumerate(self.cached):
+                self._snapshots.cut(slot, len(cached))
         copies = self._close_gaps()
         while self._waiting and len(self._running) < len(self.cached):
             sequence = self._next()
-            running = sum(len(other.tokens) for other in self._running.values())
-            if running and running + len(sequence.tokens) + self.chunk > self._budget:
+            running = self._needed()
+            if running and running + self._costs.of(len(sequence.tokens) + self.chunk) > self._budget:
                 break
             self._waiting.remove(sequence)
             copies += self._admit(sequence)
         dropped = self._make_room()
-        return Plan(tuple(copies), dropped, tuple(self.decoding), self._chunks())
+        return Plan(tuple(copies), self._snapshots.take_gone(), dropped, tuple(self.decoding), self._chunks())
 
     def _chunks(self) -> tuple[Chunk, ...]:
         """What is prefilled in the next step.
@@ -202,6 +253,8 @@ class Scheduler:
                 size = min(size, share)
             if sequence is oldest:
                 oldest = None
+            if place := next((at for at in sequence.snapshots_at if at > sequence.computed), 0):
+                size = min(size, place - sequence.computed)
             if size > 0:
                 chunks.append(Chunk(sequence, sequence.computed, sequence.computed + size))
                 room -= size
@@ -212,68 +265,93 @@ class Scheduler:
         running = Counter(sequence.request.group for sequence in self._running.values())
         return min(self._waiting, key=lambda sequence: running[sequence.request.group])
 
-    def _admit(self, sequence: Sequence) -> list[tuple[int, int, int]]:
+    def _admit(self, sequence: Sequence) -> list[Copy]:
         """Give a sequence the first free slot; what it shares with another slot is copied, not computed again."""
         shares = [common_prefix(cached, sequence.tokens) for cached in self.cached]
+        usable = [self._usable(slot, share, sequence) for slot, share in enumerate(shares)]
         free = [slot for slot in range(len(self.cached)) if slot not in self._running]
         slot = free[0]
-        source = max(range(len(shares)), key=lambda s: (shares[s], s == slot))
-        # At least one token must be computed anew: its logits choose the first token of the answer.
-        shared = min(shares[source], len(sequence.tokens) - 1)
+        source = max(range(len(shares)), key=lambda s: (usable[s][0], s == slot))
+        shared, snapshot = usable[source]
         lost = max(free, key=lambda s: shares[s])
         if 10 * shares[lost] < 9 * len(self.cached[lost]):  # this is another text: rather lose the oldest one
             lost = min(free, key=lambda s: (self._used[s], s))
-        copies = []
-        if lost != slot:  # the text in the first free slot takes the place of the one that is lost
-            copies += self._exchange(slot, lost) if source == lost else [(slot, lost, len(self.cached[slot]))]
-            self.cached[lost], self._used[lost] = self.cached[slot], self._used[slot]
-        if source not in (slot, lost):
-            copies.append((source, slot, shared))
+        copies = self._freed(slot, lost, exchanged=source == lost)
+        if source not in (slot, lost) or snapshot:
+            copies.append(Copy(slot if source == lost else source, slot, shared, snapshot))
+        self._snapshots.share(slot if source == lost else source, slot, shared)
         sequence.slot, sequence.computed = slot, shared
         if not sequence.generated:
             sequence.cached = shared
         self.cached[slot] = sequence.tokens[:shared]
+        if not self._costs.cut:  # a text that begins alike may come again: where this one leaves it is worth a snapshot
+            sequence.snapshots_at = places(len(sequence.tokens), shared, [max(shares)])
         self._clock += 1
         self._used[slot] = self._clock
         self._running[slot] = sequence
-        return [copy for copy in copies if copy[2]]
+        return [copy for copy in copies if copy.tokens]
 
-    def _close_gaps(self) -> list[tuple[int, int, int]]:
+    def _usable(self, slot: int, share: int, sequence: Sequence) -> tuple[int, int]:
+        """How many tokens of a slot a sequence can begin with, and the number of the snapshot that has their states."""
+        # At least one token must be computed anew: its logits choose the first token of the answer.
+        most = min(share, len(sequence.tokens) - 1)
+        if self._costs.cut or most == len(self.cached[slot]):
+            return most, 0
+        best = self._snapshots.best(slot, most)
+        return (best.position, best.number) if best else (0, 0)
+
+    def _freed(self, slot: int, lost: int, *, exchanged: bool) -> list[Copy]:
+        """Let the text in ``slot`` take the place of the one that is lost; ``exchanged``: which comes to ``slot``."""
+        if lost == slot:
+            return []
+        copies = self._exchange(slot, lost) if exchanged else [Copy(slot, lost, len(self.cached[slot]))]
+        if exchanged:
+            self._snapshots.exchange(slot, lost)
+        else:
+            self._snapshots.share(slot, lost, len(self.cached[slot]))
+        self.cached[lost], self._used[lost] = self.cached[slot], self._used[slot]
+        return copies
+
+    def _close_gaps(self) -> list[Copy]:
         """Let a running sequence change places with an idle text when most of the rows up to it are idle."""
-        copies: list[tuple[int, int, int]] = []
+        copies: list[Copy] = []
         while len(self._running) > 1 and (last := max(self._running)) >= 2 * len(self._running):
             gap = next(slot for slot in range(last) if slot not in self._running)
             copies += self._exchange(gap, last)
+            self._snapshots.exchange(gap, last)
             self.cached[gap], self.cached[last] = self.cached[last], self.cached[gap]
             self._used[gap], self._used[last] = self._used[last], self._used[gap]
             sequence = self._running.pop(last)
             sequence.slot = gap
             self._running[gap] = sequence
-        return [copy for copy in copies if copy[2]]
+        return [copy for copy in copies if copy.tokens]
 
-    def _exchange(self, a: int, b: int) -> list[tuple[int, int, int]]:
+    def _exchange(self, a: int, b: int) -> list[Copy]:
         """The copies that let two slots change places."""
         spare, held = len(self.cached), (len(self.cached[a]), len(self.cached[b]))
-        return [(a, spare, held[0]), (b, a, held[1]), (spare, b, held[0])]
+        return [Copy(a, spare, held[0]), Copy(b, a, held[1]), Copy(spare, b, held[0])]
 
     def trim(self, most: int) -> tuple[int, ...]:
-        """Drop what was used longest ago, of what does not run, while more than ``most`` tokens are cached."""
+        """Drop what was used longest ago, of what does not run, while more than ``most`` is cached."""
         idle = [slot for slot, cached in enumerate(self.cached) if cached and slot not in self._running]
-        dropped, over = [], sum(map(len, self.cached)) - most
+        dropped, held = [], self.held
         for slot in sorted(idle, key=lambda s: self._used[s]):
-            if over <= 0:
+            if held <= most:
                 break
-            over -= len(self.cached[slot])
             self.cached[slot] = []
+            self._snapshots.cut(slot, 0)
+            held = self.held
             dropped.append(slot)
         return tuple(dropped)
 
     def _make_room(self) -> tuple[int, ...]:
         """Drop what was used longest ago while the next step would not fit; then let the youngest wait again."""
         dropped: list[int] = []
-        while sum(map(len, self.cached)) > (most := self._budget - self._coming()):
+        while self.held > (most := self._budget - self._coming()):
             if idle := self.trim(most):
                 dropped += idle
+            elif rich := [slot for slot in self._running if self._snapshots[slot]]:
+                self._snapshots.cut(min(rich, key=lambda s: self._used[s]), 0)
             elif len(self._running) > 1:
                 slot = max(self._running, key=lambda s: self._used[s])
                 sequence = self._running.pop(slot)
@@ -286,13 +364,20 @@ class Scheduler:
         return tuple(dropped)
 
     def _coming(self) -> int:
-        """Tokens that the next step adds to the cache."""
-        return len(self._running) + sum(chunk.end - chunk.start for chunk in self._chunks())
+        """What the next step adds to the cache."""
+        chunks = self._chunks()
+        tokens = len(self._running) + sum(chunk.end - chunk.start for chunk in chunks)
+        begun = sum(not self.cached[slot] for slot in self._running) * self._costs.sequence
+        return tokens * self._costs.token + begun + sum(self._costs.of_snapshot(c.end) for c in chunks if c.kept)
 
     def advance(self, sequence: Sequence, computed: int) -> None:
         """Record that the tokens up to ``computed`` are in the cache now."""
         self.cached[sequence.slot].extend(sequence.tokens[sequence.computed : computed])
         sequence.computed = computed
+
+    def keep(self, chunk: Chunk) -> int:
+        """A snapshot is taken behind a chunk that was computed; the number that names it."""
+        return self._snapshots.add(chunk.sequence.slot, chunk.end).number
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from llmsvc.engine.cache.placed import Piece
 from llmsvc.engine.compiled import CompiledStep, library_name, ways_of, why_not
 from llmsvc.engine.compute import compute
-from llmsvc.engine.kv_cache import Piece
 from llmsvc.engine.paged_runner import says_the_same
-from llmsvc.engine.runner import Runner
+from llmsvc.engine.slot_runner import SlotRunner
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Warmup(_Background):
     ) -> None:
         self._model, self._folder, self._install, self._busy = model, folder, install, busy
         self._slots = min(slots, max(_ROWS["chunk"]))
-        self._runner = Runner(model, self._slots, 4 * _PIECE)
+        self._runner = compute(SlotRunner, model, self._slots, 4 * _PIECE)
         self._steps: dict[str, CompiledStep] = {}
         self._patience = 0.0
         self._closing = threading.Event()
@@ -203,7 +203,7 @@ class Warmup(_Background):
         found: list[torch.Tensor] = []
         choices: tuple[dict[str, CompiledStep], ...] = ({}, {kind: step})
         for compiled in choices:
-            self._runner.compiled = compiled
+            self._runner.use(compiled)
             lengths = [_PIECE + 6 + 7 * slot for slot in range(rows)]
             ends: list[Piece] = []
             for slot, length in enumerate(lengths):
@@ -236,14 +236,14 @@ class Warmup(_Background):
         seconds: dict[tuple[int, bool], list[float]] = {
             (n, mine): [] for n in range(len(tried)) for mine in (False, True)
         }
-        self._runner.compiled = {}
+        self._runner.plain()
         for slot in range(self._slots):
             self._quiet()
             compute(self._runner.prefill, slot, [0], 0)
         for _ in range(5):
             for (number, mine), times in seconds.items():
                 self._quiet()
-                self._runner.compiled = {kind: step} if mine else {}
+                self._runner.use({kind: step} if mine else {})
                 function, given = tried[number]
                 start = time.perf_counter()
                 compute(function, *given)

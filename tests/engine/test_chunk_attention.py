@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from tiny import CONFIGS, SIZE, Collected, kept_kernels, tiny
 from transformers import AutoModelForCausalLM, DeepseekV2Config, FalconConfig, Gemma2Config, Olmo2Config
 
-from llmsvc.engine import Engine, chunk_attention, kv_cache
+from llmsvc.engine import Engine, chunk_attention
+from llmsvc.engine.cache import kept
+from llmsvc.engine.cache.attention import SlotLayer
+from llmsvc.engine.cache.placed import Step
 from llmsvc.engine.chunk_attention import _by_kernel, attend_up_to, fits_kernel
 from llmsvc.engine.kernels import load_kernels
-from llmsvc.engine.kv_cache import SlotLayer, Step
-from llmsvc.engine.runner import Runner
+from llmsvc.engine.slot_runner import SlotRunner
 
 TOKENS = [(7 * n) % 290 + 3 for n in range(300)]
 MASKED = {"mistral-window"}  # looks no further back than its window, which a piece is longer than
@@ -32,8 +34,8 @@ def test_a_piece_says_what_it_says_with_a_mask(name: str, dtype: torch.dtype, mo
     monkeypatch.setattr(chunk_attention, "fits_kernel", lambda *_: False)
     for least in (16, len(TOKENS) + 1):
         monkeypatch.setattr(chunk_attention, "PIECE", least)
+        reading = SlotRunner(tiny(name).to(dtype), 2, 512)
         in_parts.clear()
-        reading = Runner(tiny(name).to(dtype), 2, 512)
         cuts = [0, 75, 76, 92, 200, 300]
         pairs = pairwise(cuts)
         found.append(torch.cat([reading.prefill(0, TOKENS[a:b], a, b - a) for a, b in pairs]).float())
@@ -108,7 +110,7 @@ def test_with_the_kernel_a_token_takes_half_the_memory(monkeypatch: pytest.Monke
     held = []
     for ours in (True, False):
         if not ours:
-            monkeypatch.setattr(kv_cache, "fits_kernel", lambda *_: False)
+            monkeypatch.setattr(kept, "fits_kernel", lambda *_: False)
         engine = Engine(tiny("heads-of-16"), tokenizer, window=512, slots=3)
         collected = Collected(engine)
         try:
@@ -132,7 +134,7 @@ def test_models_whose_attention_is_their_own_answer_all_the_same(name: str, toke
         "deepseek": lambda: DeepseekV2Config(
             **{**size, **latent, "num_key_value_heads": 4, "first_k_dense_replace": 9}
         ),
-        "gemma2": lambda: Gemma2Config(**size, head_dim=16, sliding_window=None, layer_types=["full_attention"] * 4),
+        "gemma2": lambda: Gemma2Config(**size, head_dim=16, layer_types=["full_attention"] * 4),
         "olmo2": lambda: Olmo2Config(**size),
     }
     torch.manual_seed(0)
@@ -145,7 +147,7 @@ def test_models_whose_attention_is_their_own_answer_all_the_same(name: str, toke
     finally:
         engine.close()
     expected = torch.float16 if name == "olmo2" and fits_kernel(16, torch.float16) else torch.float32
-    assert kv_cache.kept_in(model) == expected
+    assert kept.kept_in(model) == expected
 
 
 def test_keys_that_are_too_large_for_16_bits_do_not_become_infinite() -> None:

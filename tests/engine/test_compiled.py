@@ -21,7 +21,7 @@ from llmsvc.engine.blocks import has_blocks
 from llmsvc.engine.compiled import CompiledStep, library_name, ways_of
 from llmsvc.engine.int8 import quantize_linears
 from llmsvc.engine.kernels import compiler
-from llmsvc.engine.runner import Runner
+from llmsvc.engine.slot_runner import SlotRunner
 from llmsvc.engine.warmup import Warmup
 
 PROMPTS = {f"p{n}": [(n * 31 + k * 7) % 290 + 5 for k in range(3 + 69 * n)] for n in range(3)}
@@ -176,7 +176,7 @@ def test_a_token_is_to_the_bit_the_same_in_any_step(folder: Path, tokenizer: Any
     model, tokens = rounded(), [(n * 17) % 290 + 5 for n in range(300)]
     if {ways_of(model, kind)[0] for kind in KINDS} != {"kernel"}:
         pytest.skip("steps multiply in several ways here")
-    runner = Runner(model, 3, 512)
+    runner = SlotRunner(model, 3, 512)
     if compiled:
         engine = Engine(model, tokenizer, window=512, slots=3, compiled=folder)
         until(lambda: engine.compiled == KINDS)
@@ -237,7 +237,7 @@ def test_two_models_of_one_architecture_keep_their_logits_apart(folder: Path, to
     until(lambda: engine.compiled == KINDS)
     engine.close()
     steps = [CompiledStep(folder / library_name(model, "chunk"), model) for model in models]
-    runners = [Runner(model, 3, 512) for model in models]
+    runners = [SlotRunner(model, 3, 512) for model in models]
     try:
         for runner, step in zip(runners, steps, strict=True):
             runner.decode({0: 7, 1: 8}, [0] * 4)
@@ -269,7 +269,7 @@ def test_a_row_is_summed_alone_as_it_is_among_others(tmp_path: Path) -> None:
         pytest.skip("steps multiply in several ways here")
     assert len(model.config.weights_of_4_bits) == (2 if has_blocks() else 0)
     tokens = [(n * 17) % 290 + 5 for n in range(40)]
-    runner = Runner(model, 1, 512)
+    runner = SlotRunner(model, 1, 512)
     build(model, {kind: tmp_path / f"{kind}.so" for kind in ("one", "chunk")})
     steps = {kind: CompiledStep(tmp_path / f"{kind}.so", model) for kind in ("one", "chunk")}
     try:

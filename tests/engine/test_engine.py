@@ -200,7 +200,7 @@ def test_no_schedule_leaves_a_slot_behind(actions: list[tuple[str, int, int]], b
     def step() -> None:
         ended.extend(s.request.id for s in scheduler.take_cancelled())
         plan = scheduler.plan()
-        for source, slot, tokens in plan.copies:
+        for source, slot, tokens, _ in plan.copies:
             held[slot][:tokens] = held[source][:tokens]
         for slot in plan.dropped:
             held[slot] = []
@@ -395,13 +395,13 @@ def test_guesses_save_passes_and_change_no_word(
 ) -> None:
     """What stands in the prompt is guessed; the answer is the same as without, for a seed too."""
     from llmsvc.engine.lookup import Lookup
-    from llmsvc.engine.runner import Runner
+    from llmsvc.engine.slot_runner import SlotRunner
 
     prompts = {str(n): ([n + 5, 9, 40, 31] * 12)[: 30 + n] for n in range(6)}
     passes = 0
 
     def counted(name: str) -> Any:
-        right = getattr(Runner, name)
+        right = getattr(SlotRunner, name)
 
         def count(*args: Any) -> Any:
             nonlocal passes
@@ -411,7 +411,7 @@ def test_guesses_save_passes_and_change_no_word(
         return count
 
     for name in ("prefill", "decode"):
-        monkeypatch.setattr(Runner, name, counted(name))
+        monkeypatch.setattr(SlotRunner, name, counted(name))
     found = []
     for guessing in (True, False):
         if not guessing:

@@ -15,8 +15,8 @@ from llmsvc.engine.embed import embed
 from llmsvc.engine.paged_attention import PAGE
 from llmsvc.engine.paged_runner import PagedRunner, can_follow, fused, says_the_same
 from llmsvc.engine.pages import SCRATCH, OutOfPages, PageTable, pages_of
-from llmsvc.engine.runner import Runner
 from llmsvc.engine.scheduler import PENDING
+from llmsvc.engine.slot_runner import SlotRunner
 
 LONG = [(7 * n) % 290 + 3 for n in range(3 * PAGE)]
 
@@ -89,7 +89,7 @@ def test_embeddings_are_what_they_were(name: str) -> None:
 
 def test_slots_that_begin_alike_share_pages_until_one_writes() -> None:
     model = tiny("llama")
-    runner, plain = PagedRunner(model, 3, 512, 2048), Runner(model, 3, 512)
+    runner, plain = PagedRunner(model, 3, 512, 2048), SlotRunner(model, 3, 512)
     for one in (runner, plain):
         one.prefill(0, LONG[:150], 0)
         one.copy(0, 1, 140)

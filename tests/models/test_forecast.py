@@ -13,7 +13,7 @@ import torch
 from random_models import ARCHITECTURES, config, save
 
 from llmsvc.engine.int8 import quantize_linears
-from llmsvc.engine.runner import Runner
+from llmsvc.engine.slot_runner import SlotRunner
 from llmsvc.errors import BadRequest, LlmsvcError
 from llmsvc.models.catalogue import SMOLLM2, Catalogue
 from llmsvc.models.download import fetch_gguf
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_kernels")
 
 def cached(model: Any, tokens: int) -> int:
     """Bytes of keys and values behind as many tokens, in the engine's own cache."""
-    runner = Runner(model, 1, 1024)
+    runner = SlotRunner(model, 1, 1024)
     runner.prefill(0, list(range(3, 3 + tokens)), 0)
     return sum(x[0, :, :tokens].nbytes for layer in runner._cache.used() for x in (layer.keys, layer.values))
 

@@ -1,0 +1,136 @@
+"""Which runner a model gets: the fastest one that says what the model says."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from llmsvc.engine.cache.kinds import FULL, KNOWN, NONE, SLIDING, kinds_of
+from llmsvc.engine.own_cache_runner import OwnCacheRunner
+from llmsvc.engine.paged_runner import PagedRunner
+from llmsvc.engine.runner import Runner
+from llmsvc.engine.slot_runner import SlotRunner
+from llmsvc.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+SLOTS, PAGED_SLOTS = 32, 128
+TOKENS, PIECE, NEXT = 24, 9, 2
+"""Tokens by which runners are compared, how many of them are read first, and how many are decoded behind them."""
+EXACT, WRONG = 1e-3, 0.5
+"""Shares of the logits: by which they differ in 32 bits at most, and by which nothing differs that is only rounded."""
+
+
+def make_runner(model: Any, slots: int, window: int, chunk: int, budget: int, paged: bool | None) -> Runner:
+    """A runner of so many ``slots``, or of as many as suit it; ``budget``: bytes for what it caches.
+
+    ``paged``: whether that is to be in pages; None: where it is best. What differs from the model's own pass, with its
+    own cache, is not taken. Raises Unavailable for a model that cannot even make that pass.
+    """
+    kinds = _kinds(model)
+    if paged is None:
+        paged = model.device.type != "cpu" and kinds <= {FULL, SLIDING, NONE}
+    try:
+        own = OwnCacheRunner(model, slots or SLOTS, window)
+        exact = _exact(own, window)
+        error = _continues(own, window, exact, model)
+    except Exception as failure:
+        raise Unavailable(f"The model cannot make a pass with this version of transformers: {failure}") from failure
+    if not torch.isfinite(exact).all():
+        raise Unavailable("The model's answers are no numbers: its weights are damaged. Download them again.")
+    if error > (WRONG if _allowed(model) > EXACT else 20 * EXACT):
+        raise Unavailable(
+            "The model says something else when it goes on with a text than when it reads it whole, so chats would mix. "
+            "This version of transformers cannot serve it; choose another model."
+        )
+    tried: list[Callable[[], Runner]] = []
+    if paged:
+        tried.append(lambda: PagedRunner.within(model, slots or PAGED_SLOTS, window, chunk or 2048, budget))
+    elif kinds and kinds <= KNOWN:
+        tried += [lambda: SlotRunner(model, slots or SLOTS, window)]
+        tried += [lambda: SlotRunner(model, slots or SLOTS, window, by_chunks=False)]
+    attention = model.config._attn_implementation
+    for make in tried:
+        try:
+            runner = make()
+            error = _continues(runner, window, exact, model)
+            if error <= _allowed(model):
+                return runner
+            log.info("%s differs from the model by %.2g", type(runner).__name__, error)
+        except Exception as error:
+            log.info("the model is not computed together with others: %s", error)
+        _attend_by(model, attention)
+    return own
+
+
+def _continues(runner: Runner, window: int, exact: torch.Tensor, model: Any) -> float:
+    """By which share a runner differs from the model; it reads token by token behind a state where it must."""
+    for continues in (True, False):
+        runner.continues = continues
+        found = _says(runner, window)
+        error = float((found - exact).norm() / (exact.norm() + 1e-6))
+        if error <= _allowed(model) or runner.costs.cut:
+            break
+    return error
+
+
+def _kinds(model: Any) -> set[str]:
+    """The kinds of a model's layers; none where it does not say."""
+    try:
+        return {kind.name for kind in kinds_of(model.config.get_text_config())}
+    except Exception as error:
+        log.info("the model's layers are not known: %s", error)
+        return set()
+
+
+def _attend_by(model: Any, name: str) -> None:
+    model.config._attn_implementation = model.config.get_text_config()._attn_implementation = name
+
+
+def _texts(window: int) -> list[list[int]]:
+    """Two texts by which runners are compared, with the tokens that are decoded behind them."""
+    lengths = [min(TOKENS, window - NEXT - 1), min(TOKENS - 7, window - NEXT - 1)]
+    return [[(7 * n + 3 * k) % 250 + 3 for k in range(length + NEXT)] for n, length in enumerate(lengths)]
+
+
+@torch.inference_mode()
+def _exact(runner: Runner, window: int) -> torch.Tensor:
+    """Logits behind the last tokens of both texts, each of which is read whole."""
+    found = []
+    for text in _texts(window):
+        found.append(runner.prefill(0, text, 0, NEXT + 1).float().clone())
+        runner.reset()
+    return torch.cat(found)
+
+
+@torch.inference_mode()
+def _says(runner: Runner, window: int) -> torch.Tensor:
+    """The same, of texts that are read in pieces and decoded side by side."""
+    texts, found = _texts(window), [list[torch.Tensor](), list[torch.Tensor]()]
+    lengths = [len(text) - NEXT for text in texts]
+    for slot, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+        cut = min(PIECE, length - 1) if slot else 0
+        if cut:
+            runner.prefill(slot, text[:cut], 0)
+        found[slot].append(runner.prefill(slot, text[cut:length], cut)[-1].float().clone())
+    for n in range(NEXT):
+        for slots in ((0, 1),) if n else ((1,), (0,)):
+            tokens = {slot: texts[slot][lengths[slot]] for slot in slots}
+            logits = runner.decode(tokens, lengths)
+            for row, slot in enumerate(slots):
+                found[slot].append(logits[row].float().clone())
+                lengths[slot] += 1
+    runner.reset()
+    return torch.stack([*found[0], *found[1]])
+
+
+def _allowed(model: Any) -> float:
+    """How much of logits rounding may make another."""
+    rounded = any(not module_is_plain(module) for module in model.modules())
+    return EXACT if model.dtype == torch.float32 and not rounded else 0.1
+
+
+def module_is_plain(module: Any) -> bool:
+    """Whether it multiplies by weights as they are, not rounded ones."""
+    return not hasattr(module, "scales") and getattr(module, "quant_state", None) is None
