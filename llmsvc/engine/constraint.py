@@ -98,7 +98,7 @@ def lark(grammar: str, special: Mapping[str, int]) -> str:
         if len(parts) == 1 and not parts[0][1]:
             rules.append(f"until{len(rules)}[suffix={json.dumps(parts[0][0])}]: /(?s:.*)/")
             return f"until{len(rules) - 1}"
-        first = "" if parts[0][1] else re.sub(r"([^\w\s])", r"\\\1", parts.pop(0)[0]).replace("\n", r"\n")
+        first = "" if parts[0][1] else re.sub(r"([\\.+*?()|\[\]{}^$/])", r"\\\1", parts.pop(0)[0])
         behind = " ".join(part if is_token else json.dumps(part) for part, is_token in parts)
         return f"/(?s:.*){first}/ {behind}"
 

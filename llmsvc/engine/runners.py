@@ -41,8 +41,8 @@ def make_runner(model: Any, slots: int, window: int, chunk: int, budget: int, pa
         raise Unavailable("The model's answers are no numbers: its weights are damaged. Download them again.")
     if error > (WRONG if _allowed(model) > EXACT else 20 * EXACT):
         raise Unavailable(
-            "The model says something else when it goes on with a text than when it reads it whole, so chats would mix. "
-            "This version of transformers cannot serve it; choose another model."
+            "The model says something else when it goes on with a text than when it reads it whole, so chats "
+            "would mix. This version of transformers cannot serve it; choose another model."
         )
     tried: list[Callable[[], Runner]] = []
     if paged:

@@ -41,4 +41,4 @@ def test_a_vision_language_model_answers_texts(tmp_path: Path) -> None:
 def test_an_encoder_is_refused_before_the_download(tmp_path: Path) -> None:
     result = measure(Species("bert"), tmp_path / "bert")
     assert result.outcome == REFUSED
-    assert "encoder" in result.note and result.note.startswith("before the download")
+    assert result.note.startswith("before the download: It is an encoder")

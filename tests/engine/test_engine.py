@@ -51,7 +51,7 @@ def test_a_batch_says_what_generate_says(name: str, tokenizer: Any) -> None:
 
 def test_cancel_length_and_refusals(tokenizer: Any) -> None:
     engine = Engine(tiny("llama"), tokenizer, window=512, slots=2, max_waiting=2)
-    engine._eos = frozenset()  # or one that is drawn by chance ends first
+    engine._outputs.ends = frozenset()  # or one that is drawn by chance ends first
     collected = Collected(engine)
     with pytest.raises(BadRequest, match="512"):
         collected.submit("long", [5] * 512)

@@ -251,11 +251,11 @@ def test_an_end_that_was_drawn_late_leaves_the_cache_right(tokenizer: Any) -> No
         with engine(tiny("llama"), tokenizer, slots=2, paged=True) as (running, collected):
             ends = frozenset(range(0, 300, 12))
             for seed in range(8):
-                running._eos = ends
+                running._outputs.ends = ends
                 prompt = [5 + seed, *LONG[:30]]
                 collected.submit("first", prompt, temperature=1.5, seed=seed, max_tokens=60)
                 collected.all(1)
-                running._eos = frozenset()
+                running._outputs.ends = frozenset()
                 held = next(list(tokens) for tokens in running._scheduler.cached if tokens[:31] == prompt)
                 found = []
                 collected.submit("then", [*held, 7, 8, 9], max_tokens=3, logprobs=1)
@@ -273,7 +273,7 @@ def test_twins_that_wait_again_and_come_back_say_the_same(tokenizer: Any) -> Non
     """One that lost its place comes back with all of its text in another's cache, while others are computed."""
     for seed in range(12):
         with engine(tiny("llama"), tokenizer, slots=8, chunk=8, paged=True) as (running, collected):
-            running._eos = frozenset(range(0, 300, 37))
+            running._outputs.ends = frozenset(range(0, 300, 37))
             running._scheduler._budget = 200 + 30 * (seed % 4)
             for number in range(7):
                 own = {"max_tokens": 20 + 17 * ((seed + number) % 6), "seed": 7 if number % 2 else seed}
@@ -287,7 +287,7 @@ def test_twins_that_wait_again_and_come_back_say_the_same(tokenizer: Any) -> Non
 
 def test_cancelling_what_went_ahead_leaves_nothing(tokenizer: Any) -> None:
     with engine(tiny("llama"), tokenizer, slots=4, paged=True) as (running, collected):
-        running._eos = frozenset()  # or one that is drawn by chance ends first
+        running._outputs.ends = frozenset()  # or one that is drawn by chance ends first
         for number in range(6):
             collected.submit(str(number), LONG[: 20 + number], max_tokens=400, temperature=1.0)
         for number in range(0, 6, 2):

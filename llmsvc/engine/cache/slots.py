@@ -49,7 +49,8 @@ class SlotCache(PlacedCache):
     ) -> None:
         """Let the next pass be over the slots [first, last), whose new tokens are written at ``positions``.
 
-        ``start``: behind so many, of one slot; ``begins``: they are its first ones. ``kept``: the numbers of the rows that are asked for, if not all.
+        ``start``: behind so many, of one slot; ``begins``: they are its first ones. ``kept``: the numbers of the rows
+        that are asked for, if not all.
         """
         step = self.step
         step.first, step.last, step.positions, step.length, step.capacity = first, last, positions, length, capacity
