@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from llmsvc.engine.cache.kinds import CHUNKED, FULL, NONE, SLIDING, kinds_of
 from llmsvc.engine.compute import compute
 
 CHUNK = 128
@@ -18,9 +19,11 @@ def embed(model: Any, tokens: Sequence[int]) -> list[float]:
     """The vector of one text, shape (hidden size,). Call on a worker thread."""
     from transformers import DynamicCache
 
-    cache, total = DynamicCache(config=model.config), torch.zeros(())
-    for start in range(0, len(tokens), CHUNK):
-        part = tokens[start : start + CHUNK]
+    pieces = _has_keys_alone(model)  # not every model goes on with a state behind several tokens
+    cache = DynamicCache(config=model.config.get_text_config()) if pieces else None
+    size, total = CHUNK if pieces else len(tokens), torch.zeros(())
+    for start in range(0, len(tokens), size):
+        part = tokens[start : start + size]
         if model.device.type == "cpu":
             total = compute(_sum, model, part, cache) + total
         else:
@@ -29,10 +32,20 @@ def embed(model: Any, tokens: Sequence[int]) -> list[float]:
     return vector
 
 
+def _has_keys_alone(model: Any) -> bool:
+    """Whether all layers keep keys and values, or nothing."""
+    try:
+        kinds = kinds_of(model.config.get_text_config())
+    except Exception:
+        return False
+    return {kind.name for kind in kinds} <= {FULL, SLIDING, CHUNKED, NONE}
+
+
 @torch.inference_mode()
 def _sum(model: Any, tokens: Sequence[int], cache: Any) -> torch.Tensor:
     """The sum of the states behind ``tokens``, which follow what is in ``cache``."""
     ids = torch.tensor([list(tokens)], device=model.device)
-    states = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+    kept = {} if cache is None else {"past_key_values": cache, "use_cache": True}
+    states = model.base_model(input_ids=ids, **kept).last_hidden_state
     total: torch.Tensor = states[0].float().sum(0)
     return total

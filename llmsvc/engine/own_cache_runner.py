@@ -4,6 +4,7 @@ Each sequence is computed by itself. Snapshots are copies of the whole cache. No
 """
 
 import copy
+import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +32,11 @@ class OwnCacheRunner(Runner):
     together = guesses = False
 
     def __init__(self, model: Any, slots: int, window: int) -> None:
-        """Raises whatever the model raises in a pass: then it cannot be served at all."""
-        self._model, self.slots = model, slots
+        self._model, self.slots, self.moves = model, slots, model.device.type != "cpu"
         self._arguments = set(inspect.signature(model.forward).parameters)
         self.compiled: dict[str, Any] = {}
+        self._window = window
         self.reset()
-        self.costs = self._measured(min(48, window - 1))
 
     def reset(self) -> None:
         self._held = [_Held() for _ in range(self.slots + 1)]
@@ -45,8 +45,10 @@ class OwnCacheRunner(Runner):
     def plain(self) -> None:
         """There is nothing else."""
 
-    def _measured(self, longest: int) -> Costs:
-        """By the difference between a short text and a longer one."""
+    @functools.cached_property
+    def costs(self) -> Costs:  # type: ignore[override]
+        """By the difference between a short text and a longer one, before anything is cached."""
+        longest = min(48, self._window - 1)
         self.prefill(0, [0] * longest, 0)
         short = max(longest // 3, 1)
         long, cuts = _bytes(self._held[0].cache), _cuts(self._held[0].cache)
@@ -133,6 +135,10 @@ class OwnCacheRunner(Runner):
     def forget(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             self._snapshots.pop(number, None)
+
+    def at_rest(self) -> list[torch.Tensor]:
+        seen = set[int]()
+        return [t for held in (*self._held, *self._snapshots.values()) for t in _tensors(held.cache, seen)]
 
     def drop(self, slot: int) -> None:
         self._held[slot] = _Held()

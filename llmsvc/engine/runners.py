@@ -31,19 +31,13 @@ def make_runner(model: Any, slots: int, window: int, chunk: int, budget: int, pa
     kinds = _kinds(model)
     if paged is None:
         paged = model.device.type != "cpu" and kinds <= {FULL, SLIDING, NONE}
+    own = OwnCacheRunner(model, slots or SLOTS, window)
     try:
-        own = OwnCacheRunner(model, slots or SLOTS, window)
         exact = _exact(own, window)
-        error = _continues(own, window, exact, model)
     except Exception as failure:
         raise Unavailable(f"The model cannot make a pass with this version of transformers: {failure}") from failure
     if not torch.isfinite(exact).all():
         raise Unavailable("The model's answers are no numbers: its weights are damaged. Download them again.")
-    if error > (WRONG if _allowed(model) > EXACT else 20 * EXACT):
-        raise Unavailable(
-            "The model says something else when it goes on with a text than when it reads it whole, so chats "
-            "would mix. This version of transformers cannot serve it; choose another model."
-        )
     tried: list[Callable[[], Runner]] = []
     if paged:
         tried.append(lambda: PagedRunner.within(model, slots or PAGED_SLOTS, window, chunk or 2048, budget))
@@ -58,10 +52,24 @@ def make_runner(model: Any, slots: int, window: int, chunk: int, budget: int, pa
             if error <= _allowed(model):
                 return runner
             log.info("%s differs from the model by %.2g", type(runner).__name__, error)
-        except Exception as error:
-            log.info("the model is not computed together with others: %s", error)
+        except Exception as failure:
+            log.info("the model is not computed together with others: %s", failure)
         _attend_by(model, attention)
+    _check(own, window, exact, model)
     return own
+
+
+def _check(own: OwnCacheRunner, window: int, exact: torch.Tensor, model: Any) -> None:
+    """Raises Unavailable for a model that does not go on with a text as if it read it whole."""
+    try:
+        error = _continues(own, window, exact, model)
+    except Exception as failure:
+        raise Unavailable(f"The model cannot go on with a text that it has read: {failure}") from failure
+    if error > (WRONG if _allowed(model) > EXACT else 20 * EXACT):
+        raise Unavailable(
+            "The model says something else when it goes on with a text than when it reads it whole, so chats "
+            "would mix. This version of transformers cannot serve it; choose another model."
+        )
 
 
 def _continues(runner: Runner, window: int, exact: torch.Tensor, model: Any) -> float:

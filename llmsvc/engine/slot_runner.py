@@ -37,7 +37,7 @@ class SlotRunner(Runner):
         self.compiled: Mapping[str, CompiledStep] = {}
         """By kind. The model itself takes the steps of other kinds."""
         self.reset()
-        self.costs = self._measured()
+        self.costs, self.moves = self._measured(), model.device.type != "cpu"
         self.guesses = self.costs.cut
 
     def reset(self) -> None:
@@ -69,6 +69,10 @@ class SlotRunner(Runner):
 
     def drop(self, slot: int) -> None:
         self._cache.drop(slot)
+
+    def at_rest(self) -> list[torch.Tensor]:
+        kept = [state for snapshot in self._snapshots.values() for layer in snapshot for state in layer.values()]
+        return [*self._cache.tensors(), *kept]
 
     def short(self, tokens: int, start: int) -> bool:
         return "chunk" in self.compiled

@@ -79,6 +79,11 @@ class SlotCache(PlacedCache):
         """The states of a slot as they are now."""
         return [layer.snapshot(slot) for layer in self._stateful]
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All that hold anything."""
+        states = [state for layer in self._stateful for state in layer.tensors()]
+        return [*(tensor for pair in self.all() for tensor in pair), *states]
+
     def drop(self, slot: int) -> None:
         """Give a slot's memory back."""
         for layer in self.used():

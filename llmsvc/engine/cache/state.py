@@ -79,6 +79,9 @@ class StateLayer(LinearAttentionLayer):
         """What a sequence takes, however long it is."""
         return sum(held[0].numel() * held.element_size() for held in self._held.values())
 
+    def tensors(self) -> list[torch.Tensor]:
+        return list(self._held.values())
+
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """Make the state of ``slot`` that of ``source``."""
         for held in self._held.values():
@@ -121,6 +124,9 @@ class StateAndAttentionLayer(StateLayer, SlotLayer):
 
     def token_bytes(self) -> int:
         return SlotLayer.token_bytes(self)
+
+    def tensors(self) -> list[torch.Tensor]:
+        return list(self._held.values())
 
     def copy(self, source: int, slot: int, tokens: int) -> None:
         StateLayer.copy(self, source, slot, tokens)
