@@ -90,7 +90,7 @@ class Engine:
         self._warmup: Warmup | PagedWarmup | None = None
         if compiled and late:
             self._warmup = PagedWarmup(model, self._follows, self._record)
-        elif compiled and self._runner.together:
+        elif compiled and self._runner.compiles:
             self._warmup = Warmup(model, slots, compiled, self._use, lambda: self.running + self.queued)
 
     def submit(self, request: GenerationRequest) -> None:

@@ -52,6 +52,8 @@ class Runner(ABC):
     known."""
     moves = False
     """Whether what it holds can be offloaded to the host."""
+    compiles = False
+    """Whether steps of the model can be compiled for a CPU, since it attends by our kernel."""
     together = True
     """Whether tokens of several slots are computed in one pass."""
 

@@ -37,6 +37,7 @@ class SlotRunner(Runner):
         self.compiled: Mapping[str, CompiledStep] = {}
         """By kind. The model itself takes the steps of other kinds."""
         self.reset()
+        self.compiles = by_chunks
         self.costs, self.moves = self._measured(), model.device.type != "cpu"
         self.guesses = self.costs.cut
 

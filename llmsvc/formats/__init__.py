@@ -1,0 +1,1 @@
+"""What families of models write and read: chat templates, reasoning, tool calls. Knows no chat and no engine."""
