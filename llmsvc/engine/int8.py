@@ -51,9 +51,22 @@ class Int8Linear(nn.Module):
         self.register_buffer("values", values)
         self.register_buffer("scales", scales)
         self.bias, self.way = linear.bias, way
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._widened: torch.Tensor | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """(out, in), in 32 bits: some models multiply by the weights of a layer themselves, as Mamba 1 does. It is kept
+        from then on."""
+        if self._widened is None:
+            self._widened = self._product(torch.eye(self.in_features)).T.contiguous()
+        return self._widened
+
+    def _product(self, rows: torch.Tensor) -> torch.Tensor:
+        return WAYS[self.way](rows, self.values, self.scales)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out = WAYS[self.way](x.reshape(-1, x.shape[-1]).float(), self.values, self.scales)
+        out = self._product(x.reshape(-1, x.shape[-1]).float())
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], -1).to(x.dtype)

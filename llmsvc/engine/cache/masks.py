@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from llmsvc.engine.cache.kinds import CHUNKED, FULL, SLIDING, STATES, Kind
+from llmsvc.engine.cache.kinds import CHUNKED, SLIDING, STATES, Kind
 from llmsvc.engine.chunk_attention import mark
 
 Make = Callable[[str, int | None], torch.Tensor]
@@ -23,10 +23,12 @@ class Masks:
 
     def by_kind(self, make: Make) -> Any:
         """``make`` takes FULL, SLIDING or CHUNKED, and the window or the size of chunks."""
-        masks = {pattern: make(*pattern) for pattern in self._patterns or {(FULL, None)}}
+        if not self._patterns:  # nothing is padded, so states need none
+            return None
+        masks = {pattern: make(*pattern) for pattern in self._patterns}
         if len(masks) == 1:
             return next(iter(masks.values()))
-        named: dict[str, Any] = dict.fromkeys(STATES)  # nothing is padded, so states need none
+        named: dict[str, Any] = dict.fromkeys(STATES)
         return named | {name: masks[kind.attention, kind.window] for name, kind in self._kinds.items()}
 
     def allowing(self, query: torch.Tensor, length: int, last: int) -> Any:
