@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from calls_published import SAMPLES, TOOLS, Calls
+from calls_published import SAMPLES, STRING, TOOLS, Calls, tool
 from calls_written import WRITTEN
 
 from llmsvc.engine.constraint import Constraint, Constraints, lark
@@ -127,13 +127,18 @@ def test_reasoning_may_come_first(writer: Writer, marked: Writer) -> None:
 def test_references_in_a_schema_are_followed(writer: Writer) -> None:
     item = {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]}
     properties = {"x": {"$ref": "#/$defs/Item"}}
-    tool = Tool("keep", "", {"type": "object", "properties": properties, "required": ["x"], "$defs": {"Item": item}})
+    keep = Tool("keep", "", {"type": "object", "properties": properties, "required": ["x"], "$defs": {"Item": item}})
     for name in WRITTEN:
-        bound = writer.bound(FORMATS[name].grammar(Tools((tool, TOOLS[2]), "keep")))
+        bound = writer.bound(FORMATS[name].grammar(Tools((keep, TOOLS[2]), "keep")))
         text = WRITTEN[name]([("keep", {"x": {"id": 7}})])
         assert writer.write(bound, text) == "", name
-        calls = FORMATS[name].reader([tool]).push(text + "\n")[1]
+        calls = FORMATS[name].reader([keep]).push(text + "\n")[1]
         assert [json.loads(call.arguments) for call in calls] == [{"x": {"id": 7}}], name
+
+
+def test_a_parameter_may_have_any_name() -> None:
+    grammar = FORMATS["deepseek-v3.2"].grammar(Tools((tool("keep", ("HISTORY",), HISTORY=STRING),), "keep"))
+    assert 'parameter name=\\"HISTORY\\" string=\\"true\\"' in grammar
 
 
 def test_a_model_that_is_bound_calls_a_tool(model_dir: Any, tokenizer: Any) -> None:
@@ -144,7 +149,7 @@ def test_a_model_that_is_bound_calls_a_tool(model_dir: Any, tokenizer: Any) -> N
     asked = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the weather in Paris?"}], add_generation_prompt=True, return_dict=True
     )["input_ids"]
-    for name in ("hermes", "mistral-v3", "deepseek-v3", "pythonic"):
+    for name in ("hermes", "mistral-v3", "pythonic"):
         bound = constraints.of(SamplingParams(grammar=FORMATS[name].grammar(Tools(TOOLS, "get_weather"))))
         text = _answer(model, tokenizer, list(asked), bound)
         words, calls = _read(FORMATS[name], text)

@@ -110,7 +110,7 @@ def elements(head: str, key: str, end: str, foot: str, strings: tuple[str, str] 
         parts = [_named(head, tool)]
         for name, schema, required in _properties(tool.parameters):
             is_text = "string" in kinds_of(schema, tool.parameters)
-            opening = text(key.replace("KEY", name).replace("IS", strings[0 if is_text else 1]))
+            opening = text(key.replace("IS", strings[0 if is_text else 1]).replace("KEY", name))
             value = _text_or_json(grammar, schema, tool.parameters, end)
             parts.append(grammar.rule(f"{opening} {value}") + ("" if required else "?"))
         return " ".join([*parts, text(foot)])
