@@ -1,6 +1,7 @@
 """The model's forward pass with its own cache, as ``generate`` makes and passes it: whatever that runs, runs here.
 
-Each sequence is computed by itself. Snapshots are copies of the whole cache. No kind of layer has to be known.
+Each sequence is computed by itself. Snapshots are copies of the whole cache. No kind of layer has to be known. A model
+that cannot go on with what it has read is given its whole text at each step, as ``generate(use_cache=False)`` does.
 """
 
 import copy
@@ -20,10 +21,14 @@ from llmsvc.engine.runner import Costs, Runner
 
 @dataclass
 class _Held:
-    """One sequence: how many tokens were read, and what the model keeps of them, by the name of its argument."""
+    """One sequence: the tokens that were read, and what the model keeps of them, by the name of its argument."""
 
-    length: int = 0
+    tokens: list[int] = field(default_factory=list)
     cache: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
 
 
 class OwnCacheRunner(Runner):
@@ -31,11 +36,12 @@ class OwnCacheRunner(Runner):
 
     together = guesses = False
 
-    def __init__(self, model: Any, slots: int, window: int) -> None:
+    def __init__(self, model: Any, slots: int, window: int, *, keeps: bool = True) -> None:
+        """``keeps``: let the model keep what it has read."""
         self._model, self.slots, self.moves = model, slots, model.device.type != "cpu"
         self._arguments = set(inspect.signature(model.forward).parameters)
         self.compiled: dict[str, Any] = {}
-        self._window = window
+        self._window, self._keeps = window, keeps
         self.reset()
 
     def reset(self) -> None:
@@ -48,6 +54,8 @@ class OwnCacheRunner(Runner):
     @functools.cached_property
     def costs(self) -> Costs:  # type: ignore[override]
         """By the difference between a short text and a longer one, before anything is cached."""
+        if not self._keeps:
+            return Costs(8)  # a number for each token
         longest = min(48, self._window - 1)
         self.prefill(0, [0] * longest, 0)
         short = max(longest // 3, 1)
@@ -66,13 +74,13 @@ class OwnCacheRunner(Runner):
             return torch.cat(rows[-max(wanted, 1) :])
         held = self._held[slot]
         if start == 0:
-            held = self._held[slot] = _Held(0, self._fresh())
+            held = self._held[slot] = _Held([], self._fresh())
         elif held.length > start:
             self._cut(held, start)
         assert held.length == start, f"slot {slot} has {held.length} tokens, not {start}"
         output = self._model(**self._inputs(held, tokens, max(wanted, 1)), return_dict=True)
-        held.length += len(tokens)
-        for name in ALL_CACHE_NAMES:
+        held.tokens += tokens
+        for name in ALL_CACHE_NAMES if self._keeps else ():
             if (cache := getattr(output, name, None)) is not None:
                 held.cache = {name: cache}
         logits: torch.Tensor = output.logits[0, -max(wanted, 1) :]
@@ -81,14 +89,15 @@ class OwnCacheRunner(Runner):
     def _inputs(self, held: _Held, tokens: Sequence[int], wanted: int) -> dict[str, Any]:
         """As ``generate`` makes them (``GenerationMixin.prepare_inputs_for_generation``)."""
         device, end = self._model.device, held.length + len(tokens)
+        first = held.length if self._keeps else 0
         known: dict[str, Any] = {
             "attention_mask": torch.ones(1, end, dtype=torch.long, device=device),
-            "position_ids": torch.arange(held.length, end, device=device)[None],
+            "position_ids": torch.arange(first, end, device=device)[None],
         }
         inputs: dict[str, Any] = self._model.prepare_inputs_for_generation(
-            torch.tensor([list(tokens)], device=device),
-            is_first_iteration=held.length == 0,
-            use_cache=True,
+            torch.tensor([[*held.tokens, *tokens][first:]], device=device),
+            is_first_iteration=first == 0,
+            use_cache=self._keeps,
             **held.cache,
             **{name: value for name, value in known.items() if name in self._arguments},
         )
@@ -99,7 +108,7 @@ class OwnCacheRunner(Runner):
     def _fresh(self) -> dict[str, Any]:
         """An empty cache, for a model that takes the library's; others make their own in the first pass."""
         name = next((name for name in ("past_key_values", "cache_params") if name in self._arguments), "")
-        if not name or not self._model._supports_default_dynamic_cache():
+        if not self._keeps or not name or not self._model._supports_default_dynamic_cache():
             return {}
         return {name: DynamicCache(config=self._model.config.get_text_config(decoder=True))}
 
@@ -126,7 +135,7 @@ class OwnCacheRunner(Runner):
     def _cut(held: _Held, tokens: int) -> None:
         for cache in held.cache.values():
             cache.crop(tokens - held.length)
-        held.length = tokens
+        del held.tokens[tokens:]
 
     def snapshot(self, slot: int, number: int) -> None:
         with torch.inference_mode():
