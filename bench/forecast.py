@@ -1,5 +1,8 @@
 """How far forecasts are from what loading takes: ``python -m bench.forecast [--cells 40] [--device cuda]``.
 
+``--architectures [TYPE...]``: tiny models of every type of transformers' mappings (``bench.zoo``) instead, each with a
+chat of 256 tokens in the engine's own cache, its states included.
+
 Models of random shapes from tiny to 1B parameters, each loaded in a process of its own, which says what its tensors
 and its KV cache hold, and what it had in memory at most while it loaded, on the device that is asked for.
 """
@@ -60,8 +63,62 @@ def measure(folder: Path, quantization: str, full: bool, context: int, device: s
     print(json.dumps({"weights": loaded.memory_bytes, "kv": kv // PAGE, "peak": peak - before}))
 
 
+def of_architectures(wanted: list[str]) -> None:
+    """In this process: load each type that will run, and compare."""
+    import random_models
+
+    from bench.zoo import checkpoint, species
+
+    rows: list[dict[str, Any]] = []
+    tokenizer = random_models.bytes_alone()
+    for one in species():
+        if wanted and one.type not in wanted:
+            continue
+        with tempfile.TemporaryDirectory() as work:
+            row: dict[str, Any] = {"name": one.name, "type": one.type}
+            try:
+                checkpoint(one, Path(work))
+                tokenizer.save_pretrained(work)
+                row |= _compared(Path(work))
+            except Exception as failure:  # it cannot be made, or not be loaded: other benches ask why
+                row["failed"] = f"{type(failure).__name__}: {failure}"[:120]
+            rows.append(row)
+            print(
+                {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()},
+                flush=True,
+            )
+    errors = sorted(abs(row["error"]) for row in rows if "error" in row)
+    summary = {"types": len(errors), "median": statistics.median(errors), "p95": errors[int(0.95 * (len(errors) - 1))]}
+    print(summary)
+    write_results("forecast_architectures", {"summary": summary, "cells": rows})
+
+
+def _compared(folder: Path, context: int = 256) -> dict[str, Any]:
+    """What is said of a folder and what it takes, as bytes and as a share."""
+    from llmsvc.engine.runners import make_runner
+    from llmsvc.models.can_it_run import verdict
+    from llmsvc.models.loader import load
+
+    contents = read(folder)
+    said = verdict(contents)
+    if not said.runs:
+        return {"refused": said.reason}
+    expected = forecast(contents, plan(contents, "cpu", "none", False), context)
+    loaded = load(folder, "cpu", "none", lambda *_: None)
+    costs = make_runner(loaded.model, 4, min(512, loaded.window), 0, 10**9, None).costs
+    chat = costs.sequence + context * costs.token
+    measured = loaded.memory_bytes + chat
+    return {
+        "error": (expected.weights_bytes + expected.chat_bytes - measured) / measured,
+        "weights": (expected.weights_bytes, loaded.memory_bytes),
+        "token": (expected.kv_bytes_per_token, costs.token),
+        "state": (expected.state_bytes, costs.sequence),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--architectures", nargs="*")
     parser.add_argument("--cells", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -70,6 +127,9 @@ def main() -> None:
     if arguments.child:
         folder, quantization, full, context = arguments.child
         measure(Path(folder), quantization, full == "True", int(context), arguments.device)
+        return
+    if arguments.architectures is not None:
+        of_architectures(arguments.architectures)
         return
     import random_models
     from transformers import AutoTokenizer

@@ -68,6 +68,9 @@ class PacedEngine:
 
 
 class _Tokenizer:
+    def get_chat_template(self, **_: Any) -> str:
+        return ""
+
     def apply_chat_template(self, chat: list[dict[str, str]], **_: Any) -> str:
         return "\n".join(entry["content"] for entry in chat)
 
@@ -80,7 +83,7 @@ class PacedPool:
 
     def __init__(self, catalogue: Any, rate: float) -> None:
         self.catalogue = catalogue
-        loaded = SimpleNamespace(tokenizer=_Tokenizer(), window=8192)
+        loaded = SimpleNamespace(tokenizer=_Tokenizer(), window=8192, plain_template=False, sampling={})
         self.engine = PacedEngine(rate)
         self._pooled = SimpleNamespace(loaded=loaded, engine=self.engine, state="ready", stage="", remote=False)
 

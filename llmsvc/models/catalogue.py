@@ -28,7 +28,9 @@ HUB_FILES = {
     "ignore_patterns": ["*/*.safetensors", "consolidated*.safetensors"],  # the same weights in other layouts
 }
 """What is taken of a model on the hub."""
-_NEEDED = ["*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+MARKS = ("config.json", "adapter_config.json")
+"""One of them is in every folder with a model: the second in those that are added to another model."""
+_NEEDED = ["*.safetensors", *MARKS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 """What of it has to be here: another program may have taken less."""
 
 _PAGES = ("https://huggingface.co/", "https://hf.co/", "hf.co/")
@@ -143,7 +145,7 @@ class Catalogue:
         if entry.id.startswith("/") and path.is_dir():
             return path
         own = self.folder(entry.id)
-        if (own / "config.json").is_file():
+        if is_model(own):
             return own
         return None if entry.id.startswith("/") or entry.variant else hub_cache_folder(entry.id)
 
@@ -157,7 +159,7 @@ class Catalogue:
         Raises NotFound when there is nothing, BadRequest for files that somebody else put there.
         """
         kept = self.folder(entry.id) if not Path(entry.id).is_dir() else Path()
-        folders = [kept] if (kept / "config.json").is_file() and kept != Path() else []
+        folders = [kept] if is_model(kept) and kept != Path() else []
         if not entry.id.startswith("/") and hub_root(entry.repository).is_dir():  # be it a half of it
             folders.append(hub_root(entry.repository))
         if not folders and entry.id.startswith("/"):
@@ -200,8 +202,12 @@ class Catalogue:
         for path in sorted(self.models_dir.iterdir()) if self.models_dir.is_dir() else ():
             if path.suffix == ".gguf":
                 yield str(path)
-            elif (path / "config.json").is_file():
+            elif is_model(path):
                 yield path.name.replace("--", "/", 1) if "--" in path.name else str(path)
+
+
+def is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in MARKS)
 
 
 def weight_bytes(folder: Path) -> int:
@@ -222,8 +228,7 @@ def hub_cache_folder(model_id: str) -> Path | None:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    found = try_to_load_from_cache(model_id, "config.json")
-    if not isinstance(found, str):
+    if not any(isinstance(try_to_load_from_cache(model_id, name), str) for name in MARKS):
         return None
     try:  # which knows what belongs to it, so that one that was interrupted is gone on with
         needed = HUB_FILES | {"allow_patterns": _NEEDED}

@@ -17,9 +17,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from llmsvc.errors import LlmsvcError, Unavailable
+from llmsvc.errors import BadRequest, LlmsvcError, Unavailable
 from llmsvc.models import hub
+from llmsvc.models.can_it_run import verdict
 from llmsvc.models.catalogue import Catalogue, CatalogueEntry, Wheel
+from llmsvc.models.headers import read
 from llmsvc.models.progress import Progress
 
 
@@ -47,7 +49,10 @@ def fetch(catalogue: Catalogue, entry: CatalogueEntry, progress: Progress) -> Pa
 
 
 def from_gguf(file: Path, destination: Path, progress: Progress) -> Path:
-    """Convert a GGUF file once to safetensors."""
+    """Convert a GGUF file once to safetensors. Raises BadRequest for one that transformers cannot read."""
+    said = verdict(read(file))
+    if not said.runs:
+        raise BadRequest(said.reason)
     with staging(destination) as work:
         _convert(file, work / "converted", progress)
         (work / "converted").rename(destination)

@@ -3,14 +3,18 @@
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmsvc.errors import BadRequest
+from llmsvc.models import adapters
 
 _MOST_HEADER = 100_000_000
 """Bytes, as the safetensors format has it (https://huggingface.co/docs/safetensors)."""
+INDEX = "model.safetensors.index.json"
+_OTHER = ("adapter_", "consolidated")
+"""What the names of other files begin with: adapters, and the same weights in their makers' own layout."""
 
 
 @dataclass(frozen=True)
@@ -43,33 +47,69 @@ class Contents:
     tensors: tuple[TensorInfo, ...]
     packed: bool = False
     """In a GGUF file, which is unpacked to safetensors once."""
+    whole: dict[str, Any] = field(default_factory=dict)
+    """config.json as it stands, where it describes more than the language model."""
+    vocabulary: int = 0
+    """How many ids the tokenizer's words need; 0 where that was not looked at."""
+    base: str = ""
+    """Of an adapter: the model that it is added to, whose contents these are not."""
+    trouble: str = ""
+    """Why the files cannot be loaded, as sentences; empty where nothing is amiss."""
+
+    @property
+    def outer(self) -> dict[str, Any]:
+        """All of config.json."""
+        return self.whole or self.config
 
 
 def read(path: Path) -> Contents:
-    """The contents of a folder with safetensors, or of a GGUF file. Raises BadRequest."""
+    """The contents of a folder with safetensors, or of a GGUF file. Raises BadRequest.
+
+    Of an adapter's folder it is only said which model it belongs to.
+    """
     try:
         if path.is_file():
             with path.open("rb") as file:
                 return read_gguf(file)
-        return Contents(text_config(path), _folder(path))
+        if adapters.is_adapter(path):
+            return Contents({}, (), base=adapters.base_of(path))
+        whole = json.loads((path / "config.json").read_text())
+        return Contents(text_part(whole), _folder(path), whole=whole)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, OverflowError) as error:
         raise BadRequest(f"{path.name} is damaged or incomplete ({error}). Download it again.") from None
 
 
-def text_config(folder: Path) -> dict[str, Any]:
-    """The part of config.json that describes the language model."""
-    config = json.loads((folder / "config.json").read_text())
-    inner = config.get("text_config")
-    return {**config, **inner} if isinstance(inner, dict) else dict(config)
+_INNER = ("text_config", "llm_config", "language_config", "thinker_config")
+"""What models that see or hear call the configuration of their language model."""
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of config.json that describes the language model, over what it says of all."""
+    for name in _INNER:
+        if isinstance(inner := config.get(name), dict):
+            return text_part({**{key: value for key, value in config.items() if key != name}, **inner})
+    return dict(config)
+
+
+def vocabulary_of(folder: Path) -> int:
+    """How many ids the words of a folder's tokenizer need; 0 without tokenizer.json.
+
+    Tokens that were added are left out: some models never use theirs, and have no row for them (Gemma 3's for images).
+    """
+    try:
+        words = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"]
+        return 1 + max(words.values()) if isinstance(words, dict) else len(words)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that loading reads: one, or those that the index names."""
+    """The files that loading reads: one, or those that the index names, or all where it is missing."""
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    if (index := folder / "model.safetensors.index.json").is_file():
+    if (index := folder / INDEX).is_file():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    return sorted(folder.glob("*.safetensors"))
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith(_OTHER))
 
 
 def _folder(folder: Path) -> tuple[TensorInfo, ...]:
@@ -160,6 +200,10 @@ _GGUF_NAMES = {
     "attention.key_length": "head_dim",
     "embedding_length": "hidden_size",
     "context_length": "max_position_embeddings",
+    "ssm.state_size": "mamba_d_state",
+    "attention.shared_kv_layers": "num_kv_shared_layers",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
 }
 
 

@@ -1,6 +1,7 @@
-"""The Hugging Face hub: what it has, what a model there is like, and bringing one here."""
+"""The Hugging Face hub: what a model there is like, and bringing one here."""
 
 import hashlib
+import json
 import re
 import shutil
 import socket
@@ -10,23 +11,24 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llmsvc.errors import BadRequest, NotFound, Unavailable
+from llmsvc.models import adapters
+from llmsvc.models.can_it_run import verdict
 from llmsvc.models.catalogue import HUB_FILES, CatalogueEntry, hub_cache_folder, hub_root
-from llmsvc.models.headers import Contents, made, read_gguf, text_config
+from llmsvc.models.headers import Contents, TensorInfo, made, read_gguf, text_part, vocabulary_of
 from llmsvc.models.memory import size
 from llmsvc.models.progress import Progress
 
-MOST_FOUND = 30
 _USUAL = ("Q4_K_M", "Q5_K_M", "Q8_0", "Q6_K", "Q4_K_S", "Q4_0", "Q4_1", "BF16", "F16")
 """Of several GGUF files, the one that is taken if none is named."""
 
 _PROBE_SECONDS = 2.0
 _AT_ONCE, _TRIES, _BLOCK = 4, 5, 1 << 20
-_ITEM_BITS = {"F64": 64, "F32": 32, "I32": 32, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "I4": 4, "U4": 4, "F4": 4}
 
 
 def answers() -> bool:
@@ -46,43 +48,6 @@ def answers() -> bool:
     return True
 
 
-def search(query: str) -> list[dict[str, Any]]:
-    """Models for text with safetensors weights that the hub finds, most often downloaded first.
-
-    Rows {id, bytes, parameters, downloads, gated}; 0 where the hub does not say. Raises Unavailable.
-    """
-    if not answers():
-        raise Unavailable(
-            "The Hugging Face hub cannot be reached from here. Check the network, or load a model of this machine."
-        )
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        found = HfApi().list_models(
-            search=query.strip()[:200],
-            filter="safetensors",
-            pipeline_tag="text-generation",
-            sort="downloads",
-            limit=MOST_FOUND,
-            expand=["downloads", "gated", "safetensors"],
-        )
-        return [_found(model) for model in found if "/" in model.id]
-    except (HTTPError, OSError, ValueError) as error:
-        raise Unavailable(f"The hub did not answer ({error}). Try again, or type the id of a model.") from None
-
-
-def _found(model: Any) -> dict[str, Any]:
-    counts = model.safetensors.parameters if model.safetensors else {}
-    return {
-        "id": model.id,
-        "bytes": sum(count * _ITEM_BITS.get(kind, 16) // 8 for kind, count in counts.items()),
-        "parameters": model.safetensors.total if model.safetensors else 0,
-        "downloads": model.downloads or 0,
-        "gated": bool(model.gated),
-    }
-
-
 def bring(entry: CatalogueEntry, progress: Progress) -> Path:
     """Download a folder or a GGUF file into the Hugging Face cache, and go on with what was interrupted."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
@@ -93,6 +58,7 @@ def bring(entry: CatalogueEntry, progress: Progress) -> Path:
         progress(f"Looking at {entry.id}", 0, 0)
         info = HfApi().model_info(entry.repository, files_metadata=True)
         wanted = _weights(entry, info)
+        _refuse(_with_vocabulary(entry, info, _contents(entry, info, wanted)))
         _bring_weights(entry, info.sha, wanted, progress)
         if wanted[0].rfilename.endswith(".gguf"):
             return Path(hf_hub_download(entry.repository, wanted[0].rfilename))
@@ -244,19 +210,77 @@ def contents(entry: CatalogueEntry) -> Contents:
     """What a model on the hub is like, by its configuration and headers: some kilobytes. Raises as ``fetch``."""
     if not answers():
         raise Unavailable(f"{entry.id} is not on this machine, and the hub cannot be reached. Load a local model.")
-    from huggingface_hub import HfApi, hf_hub_download, hf_hub_url
+    from huggingface_hub import HfApi
 
     with _hub_errors(entry):
         info = HfApi().model_info(entry.repository, files_metadata=True)
-        name = _weights(entry, info)[0].rfilename
-        if name.endswith(".gguf"):
-            return _header(hf_hub_url(entry.repository, name, revision=info.sha))
-        folder = Path(hf_hub_download(entry.id, "config.json")).parent
-        files = HfApi().get_safetensors_metadata(entry.id).files_metadata.values()
-    found = ((name, info) for file in files for name, info in file.tensors.items())
-    return Contents(
-        text_config(folder), tuple(made(name, info.dtype, info.shape, info.data_offsets) for name, info in found)
-    )
+        return _contents(entry, info, _weights(entry, info))
+
+
+def _contents(entry: CatalogueEntry, info: Any, wanted: list[Any]) -> Contents:
+    """``wanted``: the files with its weights."""
+    from huggingface_hub import hf_hub_download, hf_hub_url
+
+    name = wanted[0].rfilename
+    if name.endswith(".gguf"):
+        return _header(hf_hub_url(entry.repository, name, revision=info.sha))
+    names = [sibling.rfilename for sibling in info.siblings]
+    if "config.json" not in names and adapters.CONFIG in names:
+        return Contents({}, (), base=_base(entry, Path(hf_hub_download(entry.id, adapters.CONFIG))))
+    if "config.json" not in names:
+        raise BadRequest(
+            f"{entry.id} has no config.json, so it is not a model that transformers reads. Choose another."
+        )
+    try:
+        config = json.loads(Path(hf_hub_download(entry.id, "config.json")).read_text())
+        language = text_part(config)
+    except (ValueError, AttributeError):
+        raise BadRequest(f"The config.json of {entry.id} is not a model's. Choose another model.") from None
+    return Contents(language, _tensors(entry, wanted), whole=config)
+
+
+def _with_vocabulary(entry: CatalogueEntry, info: Any, contents: Contents) -> Contents:
+    """The same with what the tokenizer says, which is downloaded for it: some megabytes."""
+    from huggingface_hub import hf_hub_download
+
+    if contents.packed or all(sibling.rfilename != "tokenizer.json" for sibling in info.siblings):
+        return contents
+    return replace(contents, vocabulary=vocabulary_of(Path(hf_hub_download(entry.id, "tokenizer.json")).parent))
+
+
+def _base(entry: CatalogueEntry, file: Path) -> str:
+    """The model that an adapter on the hub is added to. Raises BadRequest."""
+    try:
+        settings = json.loads(file.read_text())
+        kind, base = settings.get("peft_type"), settings.get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        kind = base = None
+    if kind != "LORA" or not base or not isinstance(base, str):
+        raise BadRequest(
+            f"{entry.id} is an adapter that cannot be added to a model here: only LoRA adapters that name their base "
+            "model can. Look for a merged copy of it."
+        )
+    return base
+
+
+def _tensors(entry: CatalogueEntry, wanted: list[Any]) -> tuple[TensorInfo, ...]:
+    from huggingface_hub import HfApi
+
+    read = partial(HfApi().parse_safetensors_file_metadata, entry.id)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        files = list(threads.map(read, [sibling.rfilename for sibling in wanted]))
+    rows = ((name, info) for file in files for name, info in file.tensors.items())
+    return tuple(made(name, info.dtype, info.shape, info.data_offsets) for name, info in rows)
+
+
+def _refuse(contents: Contents) -> None:
+    """Raises BadRequest for what would not run, before anything large of it is downloaded.
+
+    An adapter is judged by its base model, when that is brought.
+    """
+    said = verdict(contents)
+    if not said.runs and not contents.base:
+        raise BadRequest(said.reason)
 
 
 def _header(url: str) -> Contents:
@@ -303,8 +327,8 @@ def _hub_errors(entry: CatalogueEntry) -> Iterator[None]:
     from huggingface_hub.errors import (
         GatedRepoError,
         HTTPError,
-        NotASafetensorsRepoError,
         RepositoryNotFoundError,
+        SafetensorsParsingError,
     )
 
     try:
@@ -318,8 +342,8 @@ def _hub_errors(entry: CatalogueEntry) -> Iterator[None]:
         raise NotFound(
             f"The hub has no model {entry.id}. Check the spelling, or set HF_TOKEN if it is private."
         ) from None
-    except NotASafetensorsRepoError:
-        raise _no_weights(entry) from None
+    except SafetensorsParsingError as error:
+        raise BadRequest(f"The weights of {entry.id} are damaged ({error}). Choose another model.") from None
     except (HTTPError, OSError) as error:
         raise Unavailable(f"The download of {entry.id} failed: {error}. Load it again to resume.") from None
 

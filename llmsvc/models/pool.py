@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, Unavailable
-from llmsvc.models import hub, memory
+from llmsvc.models import memory
+from llmsvc.models.can_it_run import ELSEWHERE
 from llmsvc.models.catalogue import REMOTE, Catalogue
 from llmsvc.models.download import fetch
-from llmsvc.models.forecast import ModelForecast, forecast, plan
-from llmsvc.models.headers import Contents, read
+from llmsvc.models.headers import read
 from llmsvc.models.loader import check_folder, guess_device, load
 from llmsvc.models.pooled import PooledModel
-from llmsvc.models.progress import Cancelled
+from llmsvc.models.progress import Cancelled, Progress
+from llmsvc.models.prospects import NOTHING, Prospects
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class ModelPool:
         self.catalogue = catalogue
         self._device, self._compiled, self._full_weights = device, compiled, full_weights
         self._budget, self._habits = budget or Budget(), habits
+        self._prospects = Prospects(catalogue, full_weights, kernel=compiled is not None)
         self._limits: dict[tuple[str, str], int] = {}
         self._models: dict[str, PooledModel] = {}
         self._arriving: builtins.list[PooledModel] = []
@@ -110,26 +112,41 @@ class ModelPool:
 
     def forecast(self, model_id: str, quantization: str = "none", context: int = 0) -> dict[str, Any]:
         """The row of ``/model_forecast``, from headers alone. Raises BadRequest, NotFound or Unavailable."""
-        entry = self.catalogue.entry(model_id)
-        if entry.remote:  # it takes nothing here
-            nothing = dict.fromkeys(("weights_bytes", "kv_bytes_per_token", "load_peak_bytes", "peak_bytes"), 0)
-            return {**nothing, "free_bytes": memory.free_bytes(guess_device(self._device)), "fits": True, "evicts": []}
-        path = self.catalogue.described(entry)
-        if path is not None and path.is_dir():
-            check_folder(path)
-        expected = self._expected(read(path) if path else hub.contents(entry), self._device, quantization, context)
+        entry, device = self.catalogue.entry(model_id), guess_device(self._device)
+        if entry.remote:
+            return {**NOTHING, **ELSEWHERE.row(), "free_bytes": memory.free_bytes(device), "fits": True, "evicts": []}
+        seen = self._prospects.look(entry, device, quantization)
+        if not seen.verdict.runs:
+            free = memory.free_bytes(device)
+            return {**NOTHING, **seen.verdict.row(), "free_bytes": free, "fits": False, "evicts": []}
+        expected = self._prospects.forecast(seen.contents, device, quantization, context)
+        bandwidth = self._prospects.bandwidth.measured(device)
         with self._changed:
             there = self._models.get(entry.id)
             own = there.bytes if there and there.state == "ready" else 0
-            free = min(self._limit("memory") - self._used(), memory.free_bytes(guess_device(self._device))) + own
+            free = min(self._limit("memory") - self._used(), memory.free_bytes(device)) + own
             evicts = self._victims(expected.peak_bytes - free, keep=entry.id)
-        fits = evicts is not None
-        return {**expected.row(), "free_bytes": max(free, 0), "fits": fits, "evicts": [p.id for p in evicts or ()]}
+        return {
+            **expected.row(),
+            **seen.verdict.row(),
+            "tokens_per_second": self._prospects.rate(seen.contents, device, quantization, bandwidth),
+            "free_bytes": max(free, 0),
+            "fits": evicts is not None,
+            "evicts": [p.id for p in evicts or ()],
+        }
+
+    def catalogued(self) -> builtins.list[dict[str, Any]]:
+        """What can be loaded: the rows of ``/model_catalog``, from the disk alone."""
+        return self._prospects.catalogued(guess_device(self._device))
 
     def search(self, query: str) -> builtins.list[dict[str, Any]]:
-        """What the hub finds: the rows of ``hub.search``, and whether each is on this machine. Raises Unavailable."""
-        found = hub.search(query)
-        return [{**row, "local": self.catalogue.local(self.catalogue.entry(row["id"])) is not None} for row in found]
+        """What the hub finds: the rows of ``/model_search``. Raises Unavailable."""
+        return self._prospects.searched(query, guess_device(self._device))
+
+    def suggested(self) -> builtins.list[dict[str, Any]]:
+        """Better models for this machine, as rows {id, bytes, why}; none where the hub does not answer."""
+        device = guess_device(self._device)
+        return self._prospects.suggested(min(self._limit("memory"), memory.free_bytes(device)), device)
 
     # Coming
 
@@ -380,15 +397,17 @@ class ModelPool:
             self._tell(pooled)
 
         progress("Looking for the files", 0, 0)
-        folder = fetch(self.catalogue, self.catalogue.entry(pooled.id), progress)
+        folder = self._folder(pooled.id, progress)
         progress("Starting torch and transformers", 0, 0)
         with memory.importing():
             from llmsvc.engine import Engine  # torch comes with it, so not before the page is open
 
-        context = self._habits(pooled.id).get("context", 0)
+        context, device = self._habits(pooled.id).get("context", 0), guess_device(pooled.device)
         check_folder(folder)
-        expected = self._expected(read(folder), pooled.device, pooled.quantization)
-        self._make_room(pooled, expected.peak_bytes)
+        contents = read(folder)
+        if contents.base:  # of an adapter
+            contents = read(self._folder(contents.base, progress))
+        self._make_room(pooled, self._prospects.forecast(contents, device, pooled.quantization).peak_bytes)
         loaded = load(
             folder,
             pooled.device,
@@ -397,6 +416,7 @@ class ModelPool:
             full_weights=self._full_weights,
             context=context,
             kernels=self._compiled,
+            resolve=partial(self._folder, progress=progress),
         )
         room = self._limit("memory") - self._used() + pooled.reserved - loaded.memory_bytes
         with self._changed:  # an unload that came meanwhile wins
@@ -416,8 +436,9 @@ class ModelPool:
         if pooled.state == "unloaded":
             raise Cancelled
 
-    def _expected(self, contents: Contents, device: str, quantization: str, context: int = 0) -> ModelForecast:
-        return forecast(contents, plan(contents, guess_device(device), quantization, self._full_weights), context)
+    def _folder(self, model_id: str, progress: Progress) -> Path:
+        """Where a model's files are, once they are here."""
+        return fetch(self.catalogue, self.catalogue.entry(model_id), progress)
 
     def _make_room(self, pooled: PooledModel, needed: int) -> None:
         """Wait until ``needed`` bytes, or what the model has already, are free for it; park others.

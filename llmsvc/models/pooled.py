@@ -113,6 +113,8 @@ class PooledModel:
             "kv_bytes": self.kv_bytes,
             "kv_tokens": engine.cached if engine else 0,
             "context": loaded.window if loaded else 0,
+            "checkpoint": loaded.checkpoint if loaded else "none",
+            "note": loaded.note if loaded else "",
             "plain_template": loaded.plain_template if loaded else False,
             "parked": self.state == "parked",
             "pinned": self.pinned,

@@ -21,7 +21,6 @@ class RemoteAnswer:
         self.finish: FinishReason | None = None
         self._prompt_tokens = self._cached = 0
         self._stop = ""
-        self._thinking = False
         last = request.source[-1] if request.source and not isinstance(request.source, str) else {"role": ""}
         begun = last["content"] if last["role"] == "assistant" else ""
         self._space = begun[len(begun.rstrip()) :]
@@ -46,11 +45,10 @@ class RemoteAnswer:
         return False
 
     def end(self, reason: FinishReason, error: LlmsvcError | None = None) -> None:
-        text = "</think>" if self._thinking else ""
         self.request.deliver(
             TokenEvent(
                 self.request.id,
-                text,
+                "",
                 self.tokens,
                 reason,
                 error,
@@ -62,27 +60,18 @@ class RemoteAnswer:
 
     def _take_choice(self, choice: dict[str, Any]) -> None:
         delta = choice.get("delta") or {}
-        text = self._text(delta.get("reasoning_content") or delta.get("reasoning") or "", delta.get("content") or "")
-        text += choice.get("text") or ""
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        text = (delta.get("content") or "") + (choice.get("text") or "")
         logprobs = _logprobs(choice.get("logprobs") or {})
         if choice.get("finish_reason"):
             self.finish = FinishReason.LENGTH if choice["finish_reason"] == "length" else FinishReason.STOP
             self._stop = choice["stop_reason"] if isinstance(choice.get("stop_reason"), str) else ""
         if self._space and text:
             text, self._space = text.removeprefix(self._space), ""
-        if text or logprobs:
+        if text or reasoning or logprobs:
             self.tokens += max(1, len(logprobs))
-            self.request.deliver(TokenEvent(self.request.id, text, self.tokens, logprobs=logprobs))
-
-    def _text(self, reasoning: str, content: str) -> str:
-        """Some servers tell apart what a model thinks; here its own marks do."""
-        text = ""
-        if reasoning and not self._thinking:
-            self._thinking, text = True, "<think>"
-        text += reasoning
-        if content and self._thinking:
-            self._thinking, text = False, f"{text}</think>"
-        return text + content
+            event = TokenEvent(self.request.id, text, self.tokens, logprobs=logprobs, reasoning=reasoning)
+            self.request.deliver(event)
 
 
 def _logprobs(found: dict[str, Any]) -> tuple[TokenLogprob, ...]:

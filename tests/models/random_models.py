@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -21,6 +25,7 @@ from transformers import (
     Olmo2Config,
     Phi3Config,
     PhiConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -102,9 +107,23 @@ def config(name: str, dice: random.Random, *, vocabulary: int = 0, wide: int = 1
 
 
 def save(made: Any, folder: Path, tokenizer: Any = None, seed: int = 0) -> Path:
-    """Write a model of this configuration; with a tokenizer it can be chatted with."""
+    """Write a model of this configuration; with a tokenizer it can be chatted with, by one of bytes if it is small."""
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(made).to(torch.bfloat16).save_pretrained(folder)
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        fits = made.get_text_config().vocab_size >= len(tokenizer)
+        (tokenizer if fits else bytes_alone(tokenizer.chat_template)).save_pretrained(folder)
     return folder
+
+
+def bytes_alone(chat_template: str = "") -> Any:
+    """A tokenizer that has a token for each byte, and no others but a beginning and an end."""
+    marks = ["<unk>", "<s>", "</s>"]
+    words = {word: number for number, word in enumerate([*marks, *sorted(ByteLevel.alphabet())])}
+    made = Tokenizer(BPE(words, []))
+    made.pre_tokenizer, made.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    tokenizer.chat_template = chat_template or None
+    return tokenizer

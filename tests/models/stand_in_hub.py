@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from llmsvc.models.headers import read
+
 BLOCK = 1 << 18
 LARGE = (".safetensors", ".gguf")
 """What the hub keeps in LFS."""
@@ -74,14 +76,31 @@ class StandInHub:
         return self._file(request, path, sha)
 
     def _told(self, id_: str) -> dict[str, Any]:
-        numbers = {"parameters": {"BF16": 10**6}, "total": 10**6}
         gated = "manual" if id_ in self.gated else False
-        return {"downloads": 1234, "likes": 1, "private": False, "tags": [], "gated": gated, "safetensors": numbers}
+        told = {"downloads": 1234, "likes": 1, "private": False, "tags": [], "gated": gated}
+        if "safetensors" in self._tags(id_):
+            told["safetensors"] = {"parameters": {"BF16": 10**6}, "total": 10**6}
+        elif "gguf" in self._tags(id_):
+            file = next(path for path in sorted(self.models[id_].glob("*.gguf")) if path.stat().st_size > 10**6)
+            told["gguf"] = {"total": 10**6, "architecture": read(file).config["model_type"]}
+        config = self._config(id_)
+        kept = ("architectures", "auto_map", "model_type", "quantization_config")
+        return {**told, "config": {name: config[name] for name in kept if name in config}}
+
+    def _config(self, id_: str) -> dict[str, Any]:
+        file = self.models[id_] / "config.json"
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+    def _tags(self, id_: str) -> set[str]:
+        kinds = {path.suffix.removeprefix(".") for path in self.models[id_].iterdir()} & {"safetensors", "gguf"}
+        return kinds | {"image-text-to-text" if "vision_config" in self._config(id_) else "text-generation"}
 
     def _search(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
         self.searched.append(query)
         wanted = query.get("search", [""])[0].lower()
-        return [{"id": id_, **self._told(id_)} for id_ in self.models if wanted in id_.lower()]
+        tags = {*query.get("filter", ()), *query.get("pipeline_tag", ())}
+        found = [id_ for id_ in self.models if wanted in id_.lower() and tags <= self._tags(id_)]
+        return [{"id": id_, **self._told(id_)} for id_ in found]
 
     def _file(self, request: BaseHTTPRequestHandler, path: Path, sha: str) -> None:
         size = path.stat().st_size

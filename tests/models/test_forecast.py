@@ -15,6 +15,7 @@ from random_models import ARCHITECTURES, config, save
 from llmsvc.engine.int8 import quantize_linears
 from llmsvc.engine.slot_runner import SlotRunner
 from llmsvc.errors import BadRequest, LlmsvcError
+from llmsvc.models.can_it_run import verdict
 from llmsvc.models.catalogue import SMOLLM2, Catalogue
 from llmsvc.models.download import fetch_gguf
 from llmsvc.models.forecast import Weights, forecast, plan
@@ -54,6 +55,10 @@ def test_the_forecast_is_what_loading_takes(architecture: str, tmp_path: Path, t
     contents, errors = read(folder), []
     for quantization, full in (("none", False), ("none", True), ("int8", False), ("nf4", False)):
         expected = forecast(contents, plan(contents, "cpu", quantization, full), CONTEXT)
+        if not verdict(contents, "cpu", quantization).runs:
+            with pytest.raises(BadRequest, match='Load it with quantization "'):
+                load(folder, "cpu", quantization, lambda *_: None, full_weights=full)
+            continue
         loaded = load(folder, "cpu", quantization, lambda *_: None, full_weights=full)
         # bitsandbytes cannot compute a compressed projection (transformers reads its weight itself)
         broken = architecture == "deepseek-v3" and quantization != "none"

