@@ -349,7 +349,7 @@ def ways_of(model: Any, kind: str) -> tuple[str, str]:
 def library_name(model: Any, kind: str) -> str:
     """A file name that changes with all that a step depends on."""
     sources = [
-        Path(__file__).with_name(name).read_text()
+        (Path(__file__).parent / name).read_text()
         for name in ("blocks.py", "chunk_attention.py", "compiled.py", "int8.py", "cache/attention.py", "products.py")
     ]
     versions = (torch.__version__, transformers.__version__, torch.get_num_threads(), model.dtype.itemsize)
