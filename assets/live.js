@@ -2,7 +2,7 @@
 // (Runs once, inside a component of its own; `trigger` makes the page take what window.llmsvcLive() gives.)
 let answer = null;
 
-const VERBATIM = /^ {0,3}(`{3,}|~{3,})[^]*?(?:^ {0,3}\1[`~]*[ \t]*$|$(?![^]))|(`+)(?!`)[^]+?(?<!`)\2(?!`)|\$\$[^]*?\$\$|\\\([^]*?\\\)|\\\[[^]*?\\\]|<\/?think>/gm;
+const VERBATIM = /^ {0,3}(`{3,}|~{3,})[^]*?(?:^ {0,3}\1[`~]*[ \t]*$|$(?![^]))|(`+)(?!`)[^]+?(?<!`)\2(?!`)|\$\$[^]*?\$\$|\\\([^]*?\\\)|\\\[[^]*?\\\]/gm;
 
 function escaped(s) {  // as _escaped in llmsvc/ui/chat.py
   if (!s.includes("<")) return s;
@@ -14,18 +14,33 @@ function escaped(s) {  // as _escaped in llmsvc/ui/chat.py
   return out + s.slice(end).replaceAll("<", "&lt;");
 }
 
+const message = (text, metadata) => ({ role: "assistant", metadata, options: null, content: [{ type: "text", text }] });
+
+function closed(s) {  // as _closed there
+  const open = s.split("\n").filter((line) => line.trimStart().startsWith("```")).length % 2;
+  return open ? s + "\n```" : s;
+}
+
+function thinkingTime(seconds, running) {
+  const whole = Math.max(1, Math.round(seconds ?? 0));
+  const time = whole < 60 ? `${whole} s` : `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return running ? `Thinking… ${time}` : `Thought for ${time}`;
+}
+
 window.llmsvcLive = () => {
   if (!answer) return [[]];
-  const { text, status } = answer;
+  const { text, reasoning, status } = answer;
   const note = (status.note || status.error || "").replaceAll("<", "&lt;");
   const waiting = note || (status.state === "prefill" ? "Reading…" : "Waiting…");
+  const title = thinkingTime(status.usage?.thinking_seconds, !text.trim() && !answer.over);
+  const thought = reasoning ? [message(closed(escaped(reasoning)), { title, status: "done" })] : [];
+  if (reasoning && !text && !note) return [thought];
   let shown = text ? escaped(text) : `<span class="waiting">${waiting}</span>`;
   if (text && status.usage?.completion_tokens) {
-    const open = text.split("\n").filter((line) => line.trimStart().startsWith("```")).length % 2;
     const speed = status.usage.tokens_per_second ? ` · ${status.usage.tokens_per_second} tok/s` : "";
-    shown += `${open ? "\n```" : ""}\n\n<sub class="usage">${status.usage.completion_tokens} tokens${speed}${note ? " · " + note : ""}</sub>`;
+    shown = `${closed(shown)}\n\n<sub class="usage">${status.usage.completion_tokens} tokens${speed}${note ? " · " + note : ""}</sub>`;
   }
-  return [[{ role: "assistant", metadata: { title: null }, options: null, content: [{ type: "text", text: shown }] }]];
+  return [[...thought, message(shown, { title: null })]];
 };
 
 function changed(now) {

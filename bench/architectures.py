@@ -62,15 +62,23 @@ class Answer:
     cached: int = 0
 
 
-def words() -> Any:
-    """A tokenizer of as many words as the models have rows, each a letter of its own; the third ends an answer."""
+def words(count: int = VOCABULARY) -> Any:
+    """A tokenizer of so many words, each a letter of its own; the third ends an answer."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.WordLevel({chr(0x4E00 + n): n for n in range(VOCABULARY)}, unk_token=chr(0x4E00)))
+    made = Tokenizer(models.WordLevel({chr(0x4E00 + n): n for n in range(count)}, unk_token=chr(0x4E00)))
     made.decoder = decoders.Fuse()
     ends = dict(zip(("pad_token", "bos_token", "eos_token"), map(chr, range(0x4E00, 0x4E03)), strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=made, unk_token=ends["pad_token"], **ends)
+
+
+def rows(model: Any) -> int:
+    """How many words a model has embeddings for; as many as most where it does not say."""
+    try:
+        return min(VOCABULARY, len(model.get_input_embeddings().weight))
+    except (AttributeError, NotImplementedError):
+        return VOCABULARY
 
 
 def reference(model: Any, prompt: list[int]) -> Answer:
@@ -183,7 +191,7 @@ def measure(one: Species, folder: Path) -> Result:
     except Exception as error:
         result.outcome, result.note = UNMADE, _first(error)
         return result
-    words().save_pretrained(folder)
+    words(rows(model)).save_pretrained(folder)
     try:
         reference(model, [5, 6, 7, 8])
         unable = ""

@@ -24,7 +24,7 @@ class PacedEngine:
     def __init__(self, rate: float) -> None:
         self._rate, self._lock = rate, threading.Condition()
         self._requests: dict[str, tuple[GenerationRequest, float, int]] = {}
-        self.queued = 0
+        self.queued, self.reading = 0, 0.0
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -71,7 +71,7 @@ class _Tokenizer:
     def get_chat_template(self, **_: Any) -> str:
         return ""
 
-    def apply_chat_template(self, chat: list[dict[str, str]], **_: Any) -> str:
+    def apply_chat_template(self, chat: list[dict[str, str]], *_: Any, **__: Any) -> str:
         return "\n".join(entry["content"] for entry in chat)
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:

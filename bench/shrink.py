@@ -119,6 +119,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8},
     "molmo2.adapter_config": {"vision_feature_layer": [1, 0]},
     "paddleocr_vl_text": _rope(4, 2, 2),
+    "perception_lm.vision_config": {"model_args": {"embed_dim": HIDDEN}},
     "qwen2_5_omni_thinker": {"vision_start_token_id": 401},
     "qwen2_5_omni_text": _rope(4, 2, 2),
     "qwen2_5_vl_text": _rope(4, 2, 2),

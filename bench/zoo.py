@@ -51,8 +51,8 @@ def tiny(type: str, task: Task = "text", seed: int = 0) -> tuple[Any, Any]:
 def checkpoint(one: Species, folder: Path) -> Any:
     """Write a tiny checkpoint of the type, as it would be published but for a tokenizer; its model.
 
-    A type whose towers need a package that is not here is written with its language model alone, under the names that
-    it has within the whole. Raises as ``tiny``.
+    A type whose towers need a package that is not here is written without them: its language model, under the names that
+    it has within the whole, and what the whole has beside. Raises as ``tiny``.
     """
     try:
         _, model = tiny(one.type, one.task)
@@ -62,7 +62,8 @@ def checkpoint(one: Species, folder: Path) -> Any:
         if not hasattr(whole, "text_config"):
             raise
         model = _text_model(whole)
-        weights = {
+        weights = {name: weight.contiguous() for name, weight in _beside_towers(one.type, whole).state_dict().items()}
+        weights |= {
             re.sub(r"^model\.", "model.language_model.", name): weight.contiguous()
             for name, weight in model.state_dict().items()
         }
@@ -77,6 +78,14 @@ def _text_model(whole: Any) -> Any:
 
     torch.manual_seed(0)
     return _finished(AutoModelForCausalLM.from_config(whole.get_text_config(), dtype=torch.float32))
+
+
+def _beside_towers(type: str, whole: Any) -> Any:
+    import transformers
+
+    from llmsvc.models.text_only import text_only
+
+    return _finished(text_only(getattr(transformers, _image_class(type)))(whole))
 
 
 def _image_class(type: str) -> str:

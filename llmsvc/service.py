@@ -8,6 +8,7 @@ from llmsvc.accounts import Accounts, Caller
 from llmsvc.chat.completions import Completions
 from llmsvc.chat.embeddings import Embeddings
 from llmsvc.chat.memory import Memory
+from llmsvc.chat.preferences import Preferences
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.turns import Turns
 from llmsvc.errors import StorageError
@@ -44,18 +45,20 @@ class Service:
             compiled,
             settings.full_weights,
             Budget(settings.memory, settings.parked_memory, 60 * settings.idle_minutes),
-            lambda model: self.turns.loading(model),
+            lambda model: self.preferences.loading(model),
         )
         self.servers = Servers(self.database.index("remotes"), self.pool, settings.remote)
         meaning = Meaning(lambda tell: fetch(self.catalogue, MINILM, tell))
         self.files = Files(self.database, Limits(upload=in_bytes(settings.max_upload)), meaning)
         self.sessions = Sessions(self.database, self.default_model, self.files)
+        self.preferences = Preferences(self.database, self.sessions, self.pool)
         self.memory = Memory(self.database)
         rates = Rates(
             "answers", *((settings.rate_limit, settings.guest_rate_limit) if self.accounts.closed else (0, 0))
         )
-        self.turns = Turns(self.database, self.sessions, self.pool, self.files, rates, self.memory)
-        self.completions = Completions(self.pool, self.sessions, self.turns, rates)
+        below = (self.database, self.sessions, self.pool, self.files)
+        self.turns = Turns(*below, rates, self.memory, self.preferences)
+        self.completions = Completions(self.pool, self.sessions, self.turns, self.preferences, rates)
         self.embeddings = Embeddings(self.completions)
         self.files.resume()
 

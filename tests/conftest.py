@@ -86,14 +86,14 @@ def free_port() -> int:
 
 
 class App:
-    """``python app.py`` as a user starts it."""
+    """``python app.py`` as a user starts it, or another program in its place."""
 
-    def __init__(self, data_dir: Path, *flags: str, port: int = 0) -> None:
+    def __init__(self, data_dir: Path, *flags: str, port: int = 0, program: str = "app.py") -> None:
         self.data_dir, self.port = data_dir, port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data_dir.parent / f"{data_dir.name}.log"
         given = ("--port", str(self.port), "--data-dir", str(data_dir), *flags)
-        command = [sys.executable, "-X", "faulthandler", "app.py", *given]
+        command = [sys.executable, "-X", "faulthandler", program, *given]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=self.log.open("a"), stderr=subprocess.STDOUT)
 
     def wait(self, path: str = "/ready", seconds: float = 300) -> "App":
@@ -188,6 +188,15 @@ def elsewhere() -> Iterator[tuple[str, list[str]]]:
 @pytest.fixture(scope="session")
 def app(data_dir: Path) -> Iterator[App]:
     running = App(data_dir).wait()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def thinker(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Iterator[App]:
+    """The service with a model that thinks: see tests/thinker.py."""
+    own = tmp_path_factory.mktemp("thinker") / "data"
+    running = App(own, "--tokenizer", str(model_dir), program="tests/thinker.py").wait()
     yield running
     running.stop()
 

@@ -11,12 +11,13 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "ui": {"ui", "http", "service", "accounts", "logs", "chat", "files", "models", "settings", "errors"},
-    "http": {"http", "service", "accounts", "chat", "models", "settings", "rates", "logs", "errors"},
+    "http": {"http", "service", "accounts", "chat", "formats", "models", "settings", "rates", "logs", "errors"},
     "service": {"accounts", "chat", "files", "models", "store", "settings", "rates", "errors"},
     "accounts": {"store", "errors"},
-    "chat": {"chat", "files", "models", "engine", "store", "rates", "logs", "errors"},
+    "chat": {"chat", "formats", "files", "models", "engine", "store", "rates", "logs", "errors"},
     "files": {"files", "store", "errors"},
-    "models": {"models", "engine", "store", "errors"},
+    "models": {"models", "formats", "engine", "store", "errors"},
+    "formats": {"formats", "errors"},
     "engine": {"engine", "errors"},
     "store": {"store", "errors"},
     "settings": {"models", "errors"},

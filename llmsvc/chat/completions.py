@@ -2,21 +2,29 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from llmsvc.chat import options
+from llmsvc.chat.asking import Manner, bound_to_calls, reader, rendered, request
+from llmsvc.chat.preferences import Preferences
 from llmsvc.chat.sessions import Sessions
-from llmsvc.chat.tools import OPEN, CallReader, ToolCall, Tools, as_text
+from llmsvc.chat.thought import Thought, joined, read
 from llmsvc.chat.transfer import new_id
 from llmsvc.chat.turn import Turn, Watch
 from llmsvc.chat.turns import Turns
-from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from llmsvc.engine import FinishReason, SamplingParams, TokenEvent
 from llmsvc.engine.request import Source, TokenLogprob
 from llmsvc.errors import BadRequest, LlmsvcError, TooLong, Unavailable, UnknownModel
+from llmsvc.formats import templates
+from llmsvc.formats.calls import as_text
+from llmsvc.formats.said import Said
+from llmsvc.formats.templates import Rendered
+from llmsvc.formats.tools import ToolCall, Tools
 from llmsvc.logs import event
+from llmsvc.models.loader import LoadedModel
 from llmsvc.models.pool import ModelPool
 from llmsvc.models.pooled import PooledModel
 from llmsvc.models.remote import Estimate
@@ -27,6 +35,8 @@ __all__ = ["Answer", "Ask", "Completions", "Piece", "TokenLogprob", "Usage", "en
 
 log = logging.getLogger(__name__)
 
+_CUT = ("length", "repetition")
+"""Ends that are none: an API's client is to know that there is more."""
 MOST_CHOICES = 16
 """Answers to one request."""
 
@@ -36,9 +46,9 @@ class Ask:
     """What is asked for.
 
     ``messages``: as chat templates take them, ``content`` always text; an answer at their end is continued.
-    ``prompts``: raw texts or tokens instead. ``options``: see ``chat.options``; the settings
-    stand for what is left out.
-    ``logprobs``: how many of the likeliest tokens are reported with each; None reports nothing.
+    ``prompts``: raw texts or tokens instead. ``options``: see ``chat.options``; the settings stand for what is left
+    out. ``variables``: for the template. ``parallel``: an answer may have several calls. ``logprobs``: how many of the
+    likeliest tokens are reported with each; None reports nothing.
     """
 
     model: str
@@ -48,11 +58,13 @@ class Ask:
     n: int = 1
     logprobs: int | None = None
     tools: Tools = field(default_factory=Tools)
+    variables: Row = field(default_factory=dict)
+    parallel: bool = True
 
 
 @dataclass(frozen=True)
 class Piece:
-    """New text or calls of one choice; its last one has a ``finish``: stop, length, tool_calls.
+    """New text, reasoning or calls of one choice; its last one has a ``finish``: stop, length, tool_calls.
 
     ``stop``: the stop string that ended it. An empty one says that nothing came for a while.
     """
@@ -63,9 +75,10 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str = ""
     stop: str = ""
+    reasoning: str = ""
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.calls or self.logprobs or self.finish)
+        return bool(self.text or self.reasoning or self.calls or self.logprobs or self.finish)
 
 
 @dataclass
@@ -75,6 +88,8 @@ class Usage:
     prompt: int = 0
     completion: int = 0
     cached: int = 0
+    reasoning: int = 0
+    """Of the completion."""
 
 
 class Answer(Protocol):
@@ -91,8 +106,11 @@ class Answer(Protocol):
 class Completions:
     """Makes answers. Lives on the event loop."""
 
-    def __init__(self, pool: ModelPool, sessions: Sessions, turns: Turns, rates: Rates) -> None:
+    def __init__(
+        self, pool: ModelPool, sessions: Sessions, turns: Turns, preferences: Preferences, rates: Rates
+    ) -> None:
         self._pool, self._sessions, self._turns, self.rates = pool, sessions, turns, rates
+        self._preferences = preferences
 
     def ask(self, owner: str, ask: Ask) -> AbstractAsyncContextManager[Answer]:
         """An answer that is cancelled when its context is left. Entering waits for the model.
@@ -110,16 +128,10 @@ class Completions:
         with self._turns.busy():
             async with self.model(ask.model) as pooled:
                 requests = await asyncio.to_thread(self._requests, pooled, ask)
-                answer = _Completion(pooled, ask, sum(len(prompt) for prompt, *_ in requests[:: ask.n]))
+                answer = _Completion(pooled, ask, sum(len(one.tokens) for one in requests[:: ask.n]))
                 try:
-                    for prompt, source, sampling in requests:
-                        deliver = self._turns.crossing.to(answer.receiver(len(answer.ids)), pooled.id, len(prompt))
-                        request = GenerationRequest(new_id(), prompt, sampling, deliver, f"script:{owner}", source)
-                        answer.ids.append(request.id)
-                        if sampling.constrained:
-                            await asyncio.to_thread(answer.engine.submit, request)
-                        else:
-                            answer.engine.submit(request)
+                    for one in requests:
+                        await self._submit(answer, one, f"script:{owner}")
                     yield answer
                 finally:
                     answer.cancel()
@@ -140,8 +152,10 @@ class Completions:
         if session_id == "new":
             session_id = self._sessions.create(owner)["id"]
         systems = [m["content"] for m in ask.messages if m["role"] == "system"]
-        given = {**ask.options, **({"system": "\n\n".join(systems)} if systems else {})}
-        turn = self._turns.start(owner, session_id, ask.messages[-1]["content"], model=ask.model, **given)
+        said = {**ask.options, **({"system": "\n\n".join(systems)} if systems else {})}
+        if (modes := self._preferences.modes(ask.model)) is not None and "thinking" in said:
+            said["thinking"] = options.nearest(said["thinking"], modes)
+        turn = self._turns.start(owner, session_id, ask.messages[-1]["content"], model=ask.model, **said)
         yield _SessionAnswer(self._turns, turn, self._pool.catalogue.entry(ask.model).id)
 
     def listed(self) -> list[Row]:
@@ -183,90 +197,139 @@ class Completions:
     async def count(self, ask: Ask) -> int:
         """The tokens of its prompt. Raises as ``ask`` does."""
         async with self.model(ask.model) as pooled:
-            return len((await asyncio.to_thread(self._requests, pooled, ask))[0][0])
+            return len((await asyncio.to_thread(self._requests, pooled, ask))[0].tokens)
 
-    def _requests(self, pooled: PooledModel, ask: Ask) -> list[tuple[tuple[int, ...], Source, SamplingParams]]:
-        """Prompt, what it was made of, and sampling of each choice. Raises BadRequest, TooLong."""
+    async def _submit(self, answer: "_Completion", wanted: "_Wanted", group: str) -> None:
+        """Raises Busy, or BadRequest for a schema that cannot be followed."""
+        receive = answer.receiver(wanted.prompt)
+        deliver = self._turns.crossing.to(receive, answer.model, len(wanted.tokens))
+        asked = request(
+            new_id(),
+            answer.loaded,
+            wanted.tokens,
+            wanted.sampling,
+            deliver,
+            group=group,
+            source=wanted.source,
+            prompt=wanted.prompt,
+            budget=wanted.budget,
+        )
+        answer.ids.append(asked.id)
+        if asked.sampling.constrained:
+            await asyncio.to_thread(answer.engine.submit, asked)
+        else:
+            answer.engine.submit(asked)
+
+    def _requests(self, pooled: PooledModel, ask: Ask) -> list["_Wanted"]:
+        """One for each choice. Raises BadRequest, TooLong."""
         loaded = pooled.loaded
         if loaded is None:
             raise Unavailable(f"{pooled.id} was unloaded. Ask again to load it.")
-        chosen = options.merged(self._turns.settings(pooled.id), ask.options)
-        if ask.tools.forced:
-            chosen["json_schema"] = ask.tools.schema()
+        chosen = options.merged(self._preferences.settings(pooled.id), ask.options)
         sampling = replace(options.sampling(chosen), logprobs=ask.logprobs)
-        raw = [(encode(loaded.tokenizer, given), given if isinstance(given, str) else ()) for given in ask.prompts]
-        prompts: list[tuple[tuple[int, ...], Source]] = [*raw] or [_prompt(loaded.tokenizer, ask)]
-        for prompt, _ in prompts:
-            if len(prompt) >= loaded.window and not pooled.remote:  # there it is an estimate
+        wanted = [
+            _Wanted(encode(loaded.tokenizer, raw), raw if isinstance(raw, str) else (), sampling) for raw in ask.prompts
+        ] or [_chat(pooled, loaded, ask, chosen, sampling)]
+        for one in wanted:
+            if len(one.tokens) >= loaded.window and not pooled.remote:  # there it is an estimate
                 raise TooLong(
-                    f"This needs {len(prompt):,} tokens, but {pooled.id} reads at most {loaded.window:,}, its answer "
-                    "included. Shorten the messages, or choose a model with a longer context."
+                    f"This needs {len(one.tokens):,} tokens, but {pooled.id} reads at most {loaded.window:,}, its "
+                    "answer included. Shorten the messages, or choose a model with a longer context."
                 )
-        seeds = [sampling.seed if sampling.seed is None else (sampling.seed + k) % 2**63 for k in range(ask.n)]
-        return [(prompt, source, replace(sampling, seed=seed)) for prompt, source in prompts for seed in seeds]
+        seed = sampling.seed
+        seeds = [seed if seed is None else (seed + k) % 2**63 for k in range(ask.n)]
+        return [replace(one, sampling=replace(one.sampling, seed=seed)) for one in wanted for seed in seeds]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What one choice is asked for. ``prompt``: of messages; ``budget``: tokens of reasoning."""
+
+    tokens: tuple[int, ...]
+    source: Source
+    sampling: SamplingParams
+    prompt: Rendered | None = None
+    budget: int = 0
 
 
 class _Completion:
     """The choices of one request, as the engine gives them."""
 
     def __init__(self, pooled: PooledModel, ask: Ask, prompt_tokens: int) -> None:
-        self.model, self.session_id, self.engine = pooled.id, "", pooled.engine
+        assert pooled.loaded is not None
+        self.model, self.session_id, self.engine, self.loaded = pooled.id, "", pooled.engine, pooled.loaded
         self.usage = Usage(prompt_tokens)
         self.ids: list[str] = []
-        self._special = set(pooled.loaded.tokenizer.all_special_tokens) if ask.logprobs is not None else set()  # type: ignore[union-attr]
-        self._tools = ask.tools
+        with_logprobs = ask.logprobs is not None
+        self._special = set(self.loaded.tokenizer.all_special_tokens) if with_logprobs else set[str]()
+        self._ask = ask
         self._arrived: list[tuple[int, TokenEvent]] = []
-        self._running: set[int] = set()
+        self._running: dict[int, _Choice] = {}
         self._watch = Watch()
 
-    def receiver(self, choice: int) -> Callable[[TokenEvent], None]:
-        """What takes the events of one choice, on the event loop."""
-        self._running.add(choice)
+    def receiver(self, prompt: Rendered | None) -> Callable[[TokenEvent], None]:
+        """What takes the events of the next choice, on the event loop."""
+        number = len(self.ids)
+        self._running[number] = _Choice(number, prompt, self._ask, self._special)
 
         def receive(event: TokenEvent) -> None:
-            self._arrived.append((choice, event))
+            self._arrived.append((number, event))
             self._watch.wake()
 
         return receive
 
     def cancel(self) -> None:
         """Before its next token, nothing of it runs."""
-        for choice in self._running:
-            if choice < len(self.ids):
-                self.engine.cancel(self.ids[choice])
+        for number in self._running:
+            if number < len(self.ids):
+                self.engine.cancel(self.ids[number])
         self._watch.close()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        readers = {choice: CallReader(self._tools.names) for choice in self._running if self._tools.tools}
-        counted = dict.fromkeys(self._running, 0)
-        called: set[int] = set()
         while self._running:
             if not await self._watch.wait():
                 yield Piece(0)
             arrived, self._arrived = self._arrived, []
-            for choice in dict.fromkeys(choice for choice, _ in arrived):
-                events = [event for of, event in arrived if of == choice]
-                last = events[-1]
-                self.usage.completion += last.tokens - counted[choice]
-                counted[choice] = last.tokens
-                text, calls = "".join(event.text for event in events), list[ToolCall]()
-                logprobs = tuple(p for event in events for p in event.logprobs if p.token not in self._special)
-                if reader := readers.get(choice):
-                    text, calls = reader.push(text)
-                finish = ""
-                if last.finish_reason is not None:
-                    self._running.discard(choice)
-                    self.usage.cached = min(self.usage.cached + last.cached_tokens, self.usage.prompt)
-                    finish = _finish(last)
-                    if reader:
-                        more, closing = reader.finish()
-                        text, calls = text + more, calls + closing
-                if calls:
-                    called.add(choice)
-                if finish == "stop" and choice in called:
-                    finish = "tool_calls"
-                if piece := Piece(choice, text, tuple(calls), logprobs, finish, last.stop):
+            for number in dict.fromkeys(number for number, _ in arrived):
+                piece = self._running[number].take([event for of, event in arrived if of == number], self.usage)
+                if piece.finish:
+                    del self._running[number]
+                if piece:
                     yield piece
+
+
+class _Choice:
+    """One choice: its events in, its pieces out."""
+
+    def __init__(self, number: int, prompt: Rendered | None, ask: Ask, special: Container[str]) -> None:
+        self._number, self._parallel, self._special = number, ask.parallel, special
+        self._reader = None if prompt is None else reader(prompt, ask.tools.tools)
+        self._thought = Thought()
+        self._thought.begin(prompt is not None and prompt.opened)
+        self._tokens = self._reasoned = 0
+        self._called = False
+
+    def take(self, events: Sequence[TokenEvent], usage: Usage) -> Piece:
+        """What they say, counted in ``usage``. Raises what the answer failed with."""
+        last, said, logprobs = events[-1], Said(), list[TokenLogprob]()
+        for one in events:
+            new = read(self._reader, one)
+            self._thought.take(new, one.tokens, 0.0)
+            if not self._thought.running:
+                logprobs += [token for token in one.logprobs if token.token not in self._special]
+            said = joined(said, new)
+        usage.completion += last.tokens - self._tokens
+        usage.reasoning += self._thought.tokens - self._reasoned
+        self._tokens, self._reasoned = last.tokens, self._thought.tokens
+        calls = said.calls
+        if not self._parallel:
+            calls = () if self._called else calls[:1]
+        self._called = self._called or bool(calls)
+        finish = ""
+        if last.finish_reason is not None:
+            usage.cached = min(usage.cached + last.cached_tokens, usage.prompt)
+            finish = "tool_calls" if _finish(last) == "stop" and self._called else _finish(last)
+        return Piece(self._number, said.text, calls, tuple(logprobs), finish, last.stop, said.reasoning)
 
 
 class _SessionAnswer:
@@ -277,16 +340,17 @@ class _SessionAnswer:
         self._turns, self._turn = turns, turn
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
-        turn, shown = self._turn, 0
+        turn, shown, thought = self._turn, 0, 0
         async for text, status in self._turns.attach(turn):
             usage = status["usage"]
-            names = ("prompt_tokens", "completion_tokens", "cached_tokens")
+            names = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
             self.usage = Usage(*(usage.get(name, 0) for name in names))
             if turn.finished and (turn.state == "failed" or (turn.state == "interrupted" and turn.error)):
                 raise turn.error or LlmsvcError("The answer failed. Send the message again.")
             finish = (usage.get("finish_reason") or "stop") if turn.finished else ""
-            yield Piece(0, text[shown:], finish="length" if finish == "length" else finish and "stop")
-            shown = len(text)
+            finish = "length" if finish in _CUT else finish and "stop"
+            yield Piece(0, text[shown:], finish=finish, reasoning=turn.reasoning[thought:])
+            shown, thought = len(text), len(turn.reasoning)
 
 
 def _finish(event: TokenEvent) -> str:
@@ -295,28 +359,29 @@ def _finish(event: TokenEvent) -> str:
         raise event.error
     if event.finish_reason is FinishReason.CANCELLED:
         raise Unavailable("The model was unloaded while it answered. Ask again.")
-    return str(event.finish_reason)
+    return "length" if event.finish_reason in _CUT else str(event.finish_reason)
 
 
-def _prompt(tokenizer: Any, ask: Ask) -> tuple[tuple[int, ...], Source]:
-    """The messages by the model's chat template, up to where the answer begins; and as they are. Raises BadRequest."""
-    import jinja2
-
-    messages, tools, begun = list(ask.messages), ask.tools, ""
+def _chat(pooled: PooledModel, loaded: LoadedModel, ask: Ask, chosen: Row, sampling: SamplingParams) -> _Wanted:
+    """The messages by the model's chat template, up to where the answer begins. Raises BadRequest."""
+    messages, tools, begun = list(ask.messages), ask.tools, Row()
     if not messages:
         raise BadRequest("There are no messages. Send at least one.")
+    if pooled.remote and ask.variables:
+        raise BadRequest("A model on another server takes no chat_template_kwargs. Leave them out.")
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
-        begun = messages.pop()["content"].rstrip()
-    rows = [tool.row() for tool in tools.tools]
-    if "tools" not in tokenizer.get_chat_template(tools=rows or None):
-        messages, rows = as_text(messages, tools), []
-    source = (*messages, *([{"role": "assistant", "content": begun}] if begun else ()))
-    try:
-        begun += f"{OPEN}\n" if tools.forced and not rows else ""
-        rendered = tokenizer.apply_chat_template(messages, rows or None, tokenize=False, add_generation_prompt=True)
-    except (jinja2.TemplateError, TypeError) as error:  # templates refuse what their model was not made for
-        raise BadRequest(f"The model's chat template cannot take these messages: {error}") from None
-    return encode(tokenizer, rendered + begun, special=False), source
+        begun = messages.pop()
+    words, reasoning = begun.get("content", "").rstrip(), begun.get("reasoning", "")
+    if tools.forced:
+        chosen = {**chosen, "json_schema": "", "regex": ""}
+    manner = Manner.of(chosen, loaded.tokenizer, ask.variables)
+    prompt = rendered(loaded.tokenizer, messages, manner, tools=tools.tools, answer=words, reasoning=reasoning)
+    if tools.forced:
+        sampling = bound_to_calls(sampling, prompt, tools, pooled.remote)
+    source = as_text(messages, tools) if pooled.remote else messages
+    continued = [{"role": "assistant", "content": words}] if words else []
+    tokens = templates.encode(loaded.tokenizer, prompt)
+    return _Wanted(tokens, (*source, *continued), sampling, prompt, chosen["thinking_budget"])
 
 
 def encode(tokenizer: Any, prompt: str | Sequence[int], special: bool = True) -> tuple[int, ...]:

@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from llmsvc.chat.asking import AS_MADE, Manner, rendered
 from llmsvc.chat.material import PASSAGES_SHARE, Desk, choose, lay_out, quote, spans, within
 from llmsvc.chat.past import Attics, Chat, Cut, Cuts, Past, Turn, number
 from llmsvc.errors import BadRequest
 from llmsvc.files.retrieval import Library
+from llmsvc.formats import templates
+from llmsvc.formats.templates import Rendered
 from llmsvc.models.remote import Estimate
 from llmsvc.store.database import Row
 
@@ -29,6 +32,7 @@ EARLY = 0.15
 MEMORY_SHARE, RECALL_SHARE = 0.125, 0.08
 """Of what the model may read: at most so much for facts about the user, and for pieces of old turns."""
 _NO_FILES = Library()
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,14 @@ PARTS = ("system", "memory", "files", "summary", "history", "excerpts", "recalle
 
 @dataclass(frozen=True)
 class Prompt:
-    tokens: tuple[int, ...]
+    """``sources``: whole files and passages that are there for this message. ``messages``: what the tokens say, and
+    ``rendered`` the same as text."""
+
+    tokens: Ids
     ledger: ContextLedger
-    sources: tuple[Row, ...] = ()
-    """Whole files and passages that are there for this message."""
-    messages: tuple[Row, ...] = ()
-    """What the tokens say."""
+    sources: tuple[Row, ...]
+    messages: tuple[Row, ...]
+    rendered: Rendered
 
 
 @dataclass(frozen=True)
@@ -110,17 +116,20 @@ def build(
     cuts: Cuts | None = None,
     attics: Attics | None = None,
     speed: float = 0.0,
+    manner: Manner = AS_MADE,
+    reasoning: str = "",
 ) -> Prompt:
     """Newest message whole, then as many whole turns as fit, newest first.
 
     ``older``: earlier messages, newest first, read only as far as they fit; ``depth``: how many messages there are with
     this one; ``answer``: what is there of an answer that is continued, and ``sources`` what it had of the files.
     ``facts``: what the user wants to be remembered. ``speed``: tokens that the model reads in a second, if that is
-    known; a slow one gets fewer passages. Raises BadRequest, with the numbers, when the newest message alone
-    leaves no room for an answer: it is never cut.
+    known; a slow one gets fewer passages. ``reasoning``: of the answer that is continued; without any ``answer`` it
+    goes on there. Raises BadRequest, with the numbers, when the newest message alone leaves no room for an answer: it
+    is never cut.
     """
     past = Past(older, library, cuts, attics)
-    page = _Page(tokenizer, window, system, library, facts, answer)
+    page = _Page(tokenizer, window, system, library, facts, answer, reasoning, manner)
     alone = page.make_room(text, past.cut)
     used, cut, tokens = _turns(past, page, text, alone)
     quick = max(LEAST_PASSAGES, int(READING_SECONDS * speed)) if speed else page.budget
@@ -157,8 +166,10 @@ def build(
         recalled_from=tuple(pieces),
         estimated=isinstance(tokenizer, Estimate),
     )
-    said = (*head, *turns, asked, *([{"role": "assistant", "content": answer}] if answer else ()))
-    return Prompt(tuple(tokens), ledger, (*page.desk.whole_sources(), *chosen), said)
+    said = [*head, *turns, asked]
+    continued = [{"role": "assistant", "content": answer}] if answer else []
+    sources = (*page.desk.whole_sources(), *chosen)
+    return Prompt(tokens, ledger, sources, (*said, *continued), page.render(said))
 
 
 def plan(
@@ -171,10 +182,11 @@ def plan(
     facts: Sequence[str] = (),
     cuts: Cuts | None = None,
     attics: Attics | None = None,
+    manner: Manner = AS_MADE,
 ) -> Plan | None:
     """What to cut and summarise before the next message comes, if anything; ``older`` begins with the last answer."""
     past = Past(older, library, cuts, attics)
-    page = _Page(tokenizer, window, system, library, facts)
+    page = _Page(tokenizer, window, system, library, facts, manner=manner)
     alone = page.make_room("", past.cut)
     used, cut, _ = _turns(past, page, "", alone, EARLY)
     uncovered = past.left_out(used, cut.covers)
@@ -183,7 +195,7 @@ def plan(
     return Plan(replace(cut, id=past.newest(1)[0].answers[0]["id"]), uncovered)
 
 
-def _turns(past: Past, page: "_Page", text: str, alone: list[int], early: float = 0.0) -> tuple[int, Cut, list[int]]:
+def _turns(past: Past, page: "_Page", text: str, alone: Ids, early: float = 0.0) -> tuple[int, Cut, Ids]:
     """How many turns are there, cut where, and the prompt with them."""
     cut, head, last = past.cut, page.head(), _user(text)
     room = page.budget - len(alone)
@@ -192,8 +204,8 @@ def _turns(past: Past, page: "_Page", text: str, alone: list[int], early: float 
     looked_up = bool(page.desk.searched) or (cut.begins > 0 and past.has(as_before + 1))
     keep, spare = (KEEP_SHARE - early, ONE_PASSAGE) if looked_up else (1.0 - early, 0)
 
-    def within(share: float, bare: int) -> Callable[[int], list[int] | None]:
-        def fits(used: int) -> list[int] | None:
+    def within(share: float, bare: int) -> Callable[[int], Ids | None]:
+        def fits(used: int) -> Ids | None:
             tokens = page.encode([*head, *past.chat(used, bare), last])
             return tokens if len(tokens) <= len(alone) + min(int(share * room), room - spare) else None
 
@@ -254,6 +266,8 @@ class _Page:
     library: Library
     facts: Sequence[str]
     answer: str = ""
+    reasoning: str = ""
+    manner: Manner = AS_MADE
     summary: str = ""
     desk: Desk = field(init=False)
 
@@ -267,25 +281,16 @@ class _Page:
             self.desk.left_out.append(f"Only the first {len(facts)} of {len(self.facts)} facts of the memory fit")
         self.facts = facts
 
-    def encode(self, chat: Chat) -> list[int]:
-        import jinja2
+    def render(self, chat: Chat) -> Rendered:
+        return rendered(self.tokenizer, chat, self.manner, answer=self.answer, reasoning=self.reasoning)
 
-        def render(entries: Chat) -> str:
-            return str(self.tokenizer.apply_chat_template(entries, tokenize=False, add_generation_prompt=True))
-
-        try:
-            rendered = render(chat)
-        except jinja2.TemplateError:  # some know no system prompt
-            if chat[0]["role"] != "system" or len(chat) < 2:
-                raise
-            rendered = render([_user(f"{chat[0]['content']}\n\n{chat[1]['content']}".lstrip("\n")), *chat[2:]])
-        ids: list[int] = self.tokenizer(rendered + self.answer, add_special_tokens=False)["input_ids"]
-        return ids
+    def encode(self, chat: Chat) -> Ids:
+        return templates.encode(self.tokenizer, self.render(chat))
 
     def count(self, part: str) -> int:
         return len(self.tokenizer(part, add_special_tokens=False)["input_ids"])
 
-    def make_room(self, text: str, cut: Cut) -> list[int]:
+    def make_room(self, text: str, cut: Cut) -> Ids:
         """The prompt of the message alone. For a long one, what is less needed goes, this once. Raises BadRequest."""
         self.summary = cut.summary
         tokens = self.encode([*self.head(), _user(text)])
@@ -320,7 +325,7 @@ class _Page:
             return []
         return [{"role": "system", "content": written(memory, files, summary)}]
 
-    def asked(self, chosen: Sequence[Row], recalled: str, text: str) -> dict[str, str]:
+    def asked(self, chosen: Sequence[Row], recalled: str, text: str) -> Row:
         """The newest message with what was found for it."""
         return _user(quote(chosen, self.library) + recalled + text)
 
@@ -338,11 +343,11 @@ def _remembered(facts: Sequence[str]) -> str:
     return "\n".join(["What the user wants you to remember:", *(f"- {fact}" for fact in facts)])
 
 
-def _user(text: str) -> dict[str, str]:
+def _user(text: str) -> Row:
     return {"role": "user", "content": text}
 
 
-def _most(past: Past, fits: Callable[[int], list[int] | None], alone: list[int]) -> tuple[int, list[int]]:
+def _most(past: Past, fits: Callable[[int], Ids | None], alone: Ids) -> tuple[int, Ids]:
     """How many turns fit, and the prompt with them.
 
     Twice as many until they no longer fit, then the largest number between: few renderings, whatever the length.

@@ -3,11 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
+from llmsvc.chat import options
+from llmsvc.chat.asking import Manner, reader, rendered, request
+from llmsvc.chat.context import Prompt
+from llmsvc.chat.thought import read
 from llmsvc.chat.transfer import new_id
 from llmsvc.engine import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from llmsvc.errors import LlmsvcError
+from llmsvc.formats import templates
 from llmsvc.models.pool import ModelPool
 from llmsvc.models.pooled import PooledModel
 from llmsvc.store.database import Row
@@ -80,38 +86,61 @@ class Idle:
             self._pool.release(pooled)
 
     async def ask(
-        self, pooled: PooledModel, chat: Sequence[Row], sampling: SamplingParams, tokens: Sequence[int] = ()
+        self, pooled: PooledModel, chat: Sequence[Row], sampling: SamplingParams
     ) -> tuple[str, FinishReason] | None:
-        """The model's words and how they ended, or None when it was disturbed. ``tokens``: of the chat, if known."""
-        assert pooled.loaded is not None
-        loop, pieces = asyncio.get_running_loop(), list[str]()
-        over: asyncio.Future[Any] = loop.create_future()
+        """The model's words, without reasoning, and how they ended, or None when it was disturbed."""
+        loaded = pooled.loaded
+        assert loaded is not None
+        prompt = await asyncio.to_thread(rendered, loaded.tokenizer, chat, at_once(loaded.tokenizer))
+        tokens = await asyncio.to_thread(templates.encode, loaded.tokenizer, prompt)
+        said, pieces = reader(prompt), list[str]()
 
         def receive(event: TokenEvent) -> None:
-            pieces.append(event.text)
+            pieces.append(read(said, event).text)
+
+        make = partial(request, new_id(), loaded, tokens, sampling, source=tuple(chat), prompt=prompt)
+        end = await self._run(pooled, make, receive)
+        return None if end is None else ("".join(pieces), end)
+
+    async def read_ahead(self, pooled: PooledModel, prompt: Prompt) -> bool:
+        """Have the model read a prompt that will come; false when it was disturbed."""
+        loaded = pooled.loaded
+        assert loaded is not None
+        one = SamplingParams(temperature=0, max_tokens=1)
+        make = partial(request, new_id(), loaded, prompt.tokens, one, source=prompt.messages)
+        return await self._run(pooled, make, lambda _: None) is not None
+
+    async def _run(
+        self,
+        pooled: PooledModel,
+        make: Callable[[Callable[[TokenEvent], None]], GenerationRequest],
+        receive: Callable[[TokenEvent], None],
+    ) -> FinishReason | None:
+        """To its end, which is None when it was disturbed. ``receive``: on the event loop."""
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[FinishReason] = loop.create_future()
+
+        def take(event: TokenEvent) -> None:
+            receive(event)
             if event.finish_reason is not None and not over.done():
                 over.set_result(event.finish_reason)
 
         def deliver(event: TokenEvent) -> None:
-            loop.call_soon_threadsafe(receive, event)
+            loop.call_soon_threadsafe(take, event)
 
-        prompt = tuple(tokens or await asyncio.to_thread(counted, pooled.loaded.tokenizer, chat))
-        request = GenerationRequest(new_id(), prompt, sampling, deliver, source=tuple(chat))
-        pooled.engine.submit(request)
+        asked = make(deliver)
+        pooled.engine.submit(asked)
         disturbed: asyncio.Future[Any] = asyncio.ensure_future(self._disturbed.wait())
         try:
             await asyncio.wait({over, disturbed}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             disturbed.cancel()
             if not over.done():
-                pooled.engine.cancel(request.id)
-        if not over.done() or over.result() is FinishReason.CANCELLED:
-            return None
-        return "".join(pieces), over.result()
+                pooled.engine.cancel(asked.id)
+        ended = over.done() and over.result() is not FinishReason.CANCELLED
+        return over.result() if ended else None
 
 
-def counted(tokenizer: Any, chat: Sequence[Row]) -> list[int]:
-    """A chat's tokens, up to where its answer begins."""
-    rendered = tokenizer.apply_chat_template(list(chat), tokenize=False, add_generation_prompt=True)
-    tokens: list[int] = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    return tokens
+def at_once(tokenizer: Any) -> Manner:
+    """Answers without reasoning, which nobody would read: it is switched off, or ended before it begins."""
+    return Manner(options.thinking({"thinking": "off"}, templates.can_think(tokenizer)), bound=True)

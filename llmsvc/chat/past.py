@@ -9,11 +9,12 @@ from threading import Lock
 from typing import Any
 
 from llmsvc.chat.material import quote
+from llmsvc.chat.transfer import parted
 from llmsvc.files.chunks import Cutter
 from llmsvc.files.retrieval import Chunk, Document, Library
 from llmsvc.store.database import Row
 
-Chat = list[dict[str, str]]
+Chat = list[Row]
 MOST_SEARCHED = 2000
 """Turns that are searched, of those that are left out; older ones are only counted."""
 MOST_RECALLED = 3
@@ -68,7 +69,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        return "\n\n".join([f"User: {self.user['content']}", *(f"Answer: {row['content']}" for row in self.answers)])
+        return "\n\n".join([f"User: {self.user['content']}", *(f"Answer: {parted(row)[1]}" for row in self.answers)])
 
 
 def number(depth: int) -> int:
@@ -100,6 +101,12 @@ class Attic:
             for piece in there
         ]
         return "\n\n".join(["Said earlier in this chat:", *said, "---\n\n"]) if said else ""
+
+
+def _answered(row: Row) -> Row:
+    """An answer as chat templates take it; how much of its reasoning is read again is theirs to say."""
+    reasoning, content = parted(row)
+    return {"role": row["role"], "content": content, **({"reasoning": reasoning} if reasoning else {})}
 
 
 def _document(depth: int, text: str) -> Document:
@@ -223,7 +230,7 @@ class Past:
         pieces: Any = () if bare else first["context"].get("recalled_from", ())
         quoted = "" if bare or not self._library.documents else quote(first["sources"], self._library)
         asked = {"role": "user", "content": f"{quoted}{self._attic.quote(pieces)}{turn.user['content']}"}
-        return [asked, *({"role": answer["role"], "content": answer["content"]} for answer in turn.answers)]
+        return [asked, *map(_answered, turn.answers)]
 
     def recall(self, question: str, known: Sequence[Row]) -> list[Row]:
         """The pieces of left-out turns that a question is about and that are not ``known``, best first."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from llmsvc.chat import branches, context
+from llmsvc.chat.asking import Manner
 from llmsvc.chat.memory import Memory
 from llmsvc.chat.past import Attics, Cut, Cuts
 from llmsvc.files.files import Files
@@ -23,27 +24,35 @@ class Prompts:
         loaded: LoadedModel,
         system: str,
         question: str,
-        begun: str,
+        begun: tuple[str, str],
         sources: list[Row],
         speed: float,
+        manner: Manner,
     ) -> context.Prompt:
-        """For the answer to the message ``question`` (an id). See ``context.build``, also for what it raises."""
+        """For the answer to the message ``question`` (an id); ``begun``: reasoning and words that it has already.
+
+        See ``context.build``, also for what it raises.
+        """
         with self._db.session_rows(session_id, "messages") as rows:
             above = branches.upward(rows, question)
             row = next(above)
-            place = (loaded.tokenizer, loaded.window, system, above, row["content"], begun, row["depth"])
+            reasoning, answer = begun
+            place = (loaded.tokenizer, loaded.window, system, above, row["content"], answer, row["depth"])
             library = self._files.library(session_id)
-            return context.build(*place, library, sources, speed=speed, **self._known(session_id))
+            how = {"speed": speed, "manner": manner, "reasoning": reasoning, **self._known(session_id)}
+            return context.build(*place, library, sources, **how)
 
-    def plan(self, session_id: str, loaded: LoadedModel, system: str) -> context.Plan | None:
+    def plan(self, session_id: str, loaded: LoadedModel, system: str, manner: Manner) -> context.Plan | None:
         """What to cut before the next message comes."""
         with self._db.session_rows(session_id, "messages") as rows:
             last = branches.tip(rows)
             older = branches.upward(rows, last["id"] if last else "")
             library = self._files.library(session_id)
-            return context.plan(loaded.tokenizer, loaded.window, system, older, library, **self._known(session_id))
+            place = (loaded.tokenizer, loaded.window, system, older, library)
+            known = {**self._known(session_id), "manner": manner}
+            return context.plan(*place, **known)
 
-    def following(self, session_id: str, loaded: LoadedModel, system: str, cut: Cut) -> context.Prompt:
+    def following(self, session_id: str, loaded: LoadedModel, cut: Cut, system: str, manner: Manner) -> context.Prompt:
         """As the next prompt will begin after a cut that is not stored yet."""
         with self._db.session_rows(session_id, "messages") as rows:
             last = branches.tip(rows)
@@ -53,7 +62,7 @@ class Prompts:
             known["cuts"] = lambda id_: cut.row() if id_ == cut.id else stored(id_)
             library = self._files.library(session_id)
             place = (loaded.tokenizer, loaded.window, system, older, "", "", depth, library)
-            return context.build(*place, **known)
+            return context.build(*place, manner=manner, **known)
 
     def keep(self, session_id: str, cut: Cut) -> None:
         with self._db.session_rows(session_id, "cuts") as rows:

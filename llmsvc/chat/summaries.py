@@ -9,12 +9,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from llmsvc.chat.idle import Idle, counted
+from llmsvc.chat.asking import Manner, rendered
+from llmsvc.chat.idle import Idle, at_once
 from llmsvc.chat.past import Chat, Cut, Turn
 from llmsvc.chat.prompts import Prompts
+from llmsvc.chat.transfer import parted
 from llmsvc.engine import FinishReason, SamplingParams
+from llmsvc.formats import templates
 from llmsvc.models.loader import LoadedModel
 from llmsvc.models.pooled import PooledModel
+from llmsvc.store.database import Row
 
 LONGEST, SHARE = 256, 16
 """Tokens of a summary, which is at most one part in so many of the window."""
@@ -30,16 +34,17 @@ class Summaries:
     def __init__(self, prompts: Prompts, idle: Idle) -> None:
         self._prompts, self._idle = prompts, idle
 
-    def want(self, session_id: str, model: str, system: str) -> None:
-        """Cut the chat if it fills its window; ``system``: its system prompt."""
-        self._idle.want(f"summary {session_id}", model, partial(self._cut, session_id, system))
+    def want(self, session_id: str, model: str, chosen: Row) -> None:
+        """Cut the chat if it fills its window; ``chosen``: options of its last answer, the system prompt among them."""
+        self._idle.want(f"summary {session_id}", model, partial(self._cut, session_id, chosen))
 
-    async def _cut(self, session_id: str, system: str, pooled: PooledModel) -> bool:
+    async def _cut(self, session_id: str, chosen: Row, pooled: PooledModel) -> bool:
         """False when it was disturbed and is to be tried again."""
         loaded = pooled.loaded
         if loaded is None:
             return True
-        plan = await asyncio.to_thread(self._prompts.plan, session_id, loaded, system)
+        how = (chosen["system"], Manner.of(chosen, loaded.tokenizer))
+        plan = await asyncio.to_thread(self._prompts.plan, session_id, loaded, *how)
         if plan is None:
             return True
         cut = plan.cut
@@ -55,9 +60,8 @@ class Summaries:
                 first = cut.first if goes_on else told[0].depth
                 cut = replace(cut, first=first, covers=told[-1].answers[-1]["depth"], summary=summary)
         if not pooled.remote:  # what others' servers have read is theirs to keep
-            beginning = await asyncio.to_thread(self._prompts.following, session_id, loaded, system, cut)
-            one = SamplingParams(temperature=0, max_tokens=1)
-            if await self._idle.ask(pooled, beginning.messages, one, beginning.tokens) is None:
+            beginning = await asyncio.to_thread(self._prompts.following, session_id, loaded, cut, *how)
+            if not await self._idle.read_ahead(pooled, beginning):
                 return False
         await asyncio.to_thread(self._prompts.keep, session_id, cut)
         return True
@@ -72,7 +76,7 @@ def _question(loaded: LoadedModel, cut: Cut, turns: Sequence[Turn]) -> tuple[Cha
         ]
         before = [f"What was said before: {cut.summary}"] if cut.summary else []
         chat = [{"role": "user", "content": _PROMPT.format(conversation="\n\n".join([*before, *parts]))}]
-        if len(counted(loaded.tokenizer, chat)) <= most or (len(turns) == 1 and longest < 100):
+        if _tokens(loaded, chat) <= most or (len(turns) == 1 and longest < 100):
             return chat, turns
         if longest > 300:
             longest //= 2
@@ -82,8 +86,12 @@ def _question(loaded: LoadedModel, cut: Cut, turns: Sequence[Turn]) -> tuple[Cha
             longest //= 2
 
 
+def _tokens(loaded: LoadedModel, chat: Chat) -> int:
+    return len(templates.encode(loaded.tokenizer, rendered(loaded.tokenizer, chat, at_once(loaded.tokenizer))))
+
+
 def _answer(turn: Turn, longest: int) -> str:
-    return _short("\n".join(row["content"] for row in turn.answers), longest)
+    return _short("\n".join(parted(row)[1] for row in turn.answers), longest)
 
 
 def _short(text: str, longest: int) -> str:

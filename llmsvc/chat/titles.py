@@ -6,6 +6,7 @@ from functools import partial
 from llmsvc.chat import branches
 from llmsvc.chat.idle import Idle
 from llmsvc.chat.sessions import Sessions
+from llmsvc.chat.transfer import parted
 from llmsvc.engine import FinishReason, SamplingParams
 from llmsvc.models.pooled import PooledModel
 from llmsvc.store.database import Database
@@ -30,7 +31,7 @@ class Titles:
         wanted = self._db.session(session_id)["auto_title"] and len(messages) == 2
         if not wanted or pooled.loaded is None:
             return True
-        question, answer = (row["content"] for row in messages)
+        question, answer = (parted(row)[1] for row in messages)
         chat = []
         for asked, answered, title in (*_EXAMPLES, (question[:600], answer[:200], "")):
             chat.append({"role": "user", "content": _PROMPT.format(question=asked, answer=answered)})

@@ -14,9 +14,12 @@ from llmsvc.store.database import Row
 
 _ROLES = ("user", "assistant", "system")
 _KEPT = {"created_at": float, "state": str, "model": str, "usage": dict, "context": dict, "sources": list, "error": str}
-_KEPT |= {"options": dict}
+_KEPT |= {"options": dict, "reasoning": str}
 _OF_A_CUT = ("begins", "bare", "cut", "recalled_from")
-_HEADING = re.compile(r"^(\\*)(## (?:User|Assistant|System))$", re.MULTILINE)
+_HEADING = re.compile(r"^(\\*)(## (?:User|Assistant|System)|<details><summary>Reasoning</summary>)$", re.MULTILINE)
+_FOLDED = "<details><summary>Reasoning</summary>\n\n{reasoning}\n\n</details>\n\n"
+_UNFOLDED = re.compile(r"<details><summary>Reasoning</summary>\n\n((?:> .*\n)+)\n</details>\n\n")
+_OLD = re.compile(r"\s*<think>(.*?)(?:</think>|\Z)\s*", re.DOTALL)
 
 
 @dataclass
@@ -38,6 +41,7 @@ def message(role: str, content: str, turn_id: str, **fields: Any) -> Row:
         "turn_id": turn_id,
         "role": role,
         "content": content,
+        "reasoning": "",
         "created_at": time.time(),
         "state": "done",
         "model": "",
@@ -53,12 +57,23 @@ def message(role: str, content: str, turn_id: str, **fields: Any) -> Row:
     }
 
 
+def parted(row: Row) -> tuple[str, str]:
+    """Reasoning and words of a message. Older answers have both in their content, between the marks of most models."""
+    reasoning, content = row.get("reasoning", ""), row["content"]
+    if not reasoning and row["role"] == "assistant" and (old := _OLD.match(content)):
+        return old[1].strip(), content[old.end() :]
+    return reasoning, content
+
+
 def to_markdown(session: Row) -> str:
-    """A heading for each message. A line of a message that looks like one of them gets a backslash."""
+    """A heading for each message, then its reasoning, folded and quoted.
+
+    A line of a message that looks like one of these gets a backslash.
+    """
     parts = [f"# {session['title']}"]
     for row in session["messages"]:
         body = _HEADING.sub(r"\1\\\2", row["content"])
-        parts.append(f"## {row['role'].capitalize()}\n\n{body}")
+        parts.append(f"## {row['role'].capitalize()}\n\n{_folded(row.get('reasoning', ''))}{body}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -93,8 +108,24 @@ def _from_markdown(text: str) -> Imported:
         body = body.removeprefix("\n").removesuffix("\n")
         if number < len(roles) - 1:  # between messages stand two line ends
             body = body.removesuffix("\n")
-        rows.append(message(role.lower(), _HEADING.sub(lambda m: m[1][1:] + m[2], body), new_id()))
+        reasoning, body = _unfolded(body)
+        content = _HEADING.sub(lambda m: m[1][1:] + m[2], body)
+        rows.append(message(role.lower(), content, new_id(), reasoning=reasoning))
     return Imported(head.strip().removeprefix("# ").strip(), messages=tree(rows))
+
+
+def _folded(reasoning: str) -> str:
+    quoted = "\n".join(f"> {line}" for line in reasoning.split("\n"))
+    return _FOLDED.format(reasoning=quoted) if reasoning else ""
+
+
+def _unfolded(body: str) -> tuple[str, str]:
+    """Reasoning, and what is behind it."""
+    folded = _UNFOLDED.match(body)
+    if folded is None:
+        return "", body
+    lines = folded[1].removesuffix("\n").split("\n")
+    return "\n".join(line.removeprefix("> ") for line in lines), body[folded.end() :]
 
 
 def _message(data: Row) -> Row:

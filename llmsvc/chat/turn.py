@@ -4,15 +4,20 @@ import asyncio
 import time
 from typing import Any
 
-from llmsvc.chat.transfer import new_id
+from llmsvc.chat.asking import reader
+from llmsvc.chat.context import Prompt
+from llmsvc.chat.thought import Thought, read
+from llmsvc.chat.transfer import new_id, parted
 from llmsvc.engine import FinishReason, TokenEvent
 from llmsvc.errors import LlmsvcError
+from llmsvc.formats.said import Reader
 from llmsvc.logs import REQUEST
 from llmsvc.store.database import Row
 
 _STATES = {
     FinishReason.STOP: "done",
     FinishReason.LENGTH: "done",
+    FinishReason.REPETITION: "done",
     FinishReason.CANCELLED: "stopped",
     FinishReason.INTERRUPTED: "interrupted",
     FinishReason.ERROR: "failed",
@@ -69,16 +74,19 @@ class Turn:
     def __init__(self, session_id: str, owner: str, message_id: str, id_: str = "") -> None:
         self.id = id_ or new_id()
         self.session_id, self.owner, self.message_id = session_id, owner, message_id
-        self.text = ""
+        self.text = self.reasoning = ""
         self.tokens_before = 0
+        self.thought = Thought()
         self.state = "queued"
         self.outcome = ""
         self.note = ""
         self.error: LlmsvcError | None = None
         self._usage: Row | None = {}
         self._last: TokenEvent | None = None
+        self._reader: Reader | None = None
         self.context: Row = {}
         self.sources: list[Row] = []
+        self.options: Row = {}
         self.engine: Any = None
         self.request = REQUEST.get()
         self.begun = self.started = time.monotonic()
@@ -90,7 +98,8 @@ class Turn:
     def stored(cls, session_id: str, owner: str, row: Row) -> "Turn":
         """The finished turn that left an answer."""
         turn = cls(session_id, owner, row["id"], row["turn_id"])
-        turn.text, turn.state, turn._usage, turn.context = row["content"], row["state"], row["usage"], row["context"]
+        turn.reasoning, turn.text = parted(row)
+        turn.state, turn._usage, turn.context = row["state"], row["usage"], row["context"]
         turn.sources = row["sources"]
         turn.error = LlmsvcError(row["error"]) if row["error"] else None
         turn.outcome = row["state"]
@@ -110,6 +119,8 @@ class Turn:
                 # The first token belongs to the prefill, so speed counts the intervals behind it.
                 "tokens_per_second": round((event.tokens - 1) / seconds, 1) if seconds > 0 else 0.0,
                 "finish_reason": event.finish_reason or "",
+                "reasoning_tokens": self.thought.tokens,
+                "thinking_seconds": round(self.thought.seconds, 1),
             }
         return self._usage or {}
 
@@ -123,6 +134,7 @@ class Turn:
             "turn_id": self.id,
             "state": self.state,
             "offset": len(self.text),
+            "reasoning": self.reasoning,
             "usage": self.usage,
             "context": self.context,
             "sources": self.sources,
@@ -165,6 +177,22 @@ class Turn:
         self._announced.set()
         self.changed()
 
+    def go_on(self, answer: Row) -> None:
+        """With an answer that was cut, be it in its reasoning."""
+        usage = answer["usage"]
+        self.reasoning, self.text = parted(answer)
+        self.sources, self.tokens_before = answer["sources"], usage.get("completion_tokens", 0)
+        self.thought = Thought(usage.get("reasoning_tokens", 0), usage.get("thinking_seconds", 0.0))
+
+    def prompted(self, prompt: Prompt) -> None:
+        """Its prompt is there, and goes to the engine."""
+        self.context, self.sources, self.state = prompt.ledger.row(), list(prompt.sources), "prefill"
+        self.note = "; ".join(prompt.ledger.left_out)
+        self._reader = reader(prompt.rendered)
+        self.thought.begin(prompt.rendered.opened)
+        self.started = time.monotonic()
+        self.changed()
+
     def receive(self, event: TokenEvent) -> None:
         """Take an event of the engine."""
         if self.outcome:
@@ -172,7 +200,10 @@ class Turn:
         self._at = time.monotonic()
         self._first = self._first or self._at
         self._last, self._usage = event, None
-        self.text += event.text
+        said = read(self._reader, event)
+        self.thought.take(said, event.tokens, self._at)
+        self.text += said.text
+        self.reasoning += said.reasoning
         self.state = "running"
         if event.finish_reason is not None:
             self.end(_STATES[event.finish_reason], event.error)

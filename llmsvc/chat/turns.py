@@ -9,19 +9,22 @@ from contextlib import aclosing, contextmanager, suppress
 from typing import Any
 
 from llmsvc.chat import branches, options
+from llmsvc.chat.asking import Manner, request
+from llmsvc.chat.context import Prompt
 from llmsvc.chat.crossing import CROSSING_SECONDS, Crossing
 from llmsvc.chat.idle import Idle
 from llmsvc.chat.memory import Memory
+from llmsvc.chat.preferences import Preferences
 from llmsvc.chat.prompts import Prompts
 from llmsvc.chat.sessions import Sessions
 from llmsvc.chat.summaries import Summaries
 from llmsvc.chat.titles import Titles, first_line
-from llmsvc.chat.transfer import message, new_id
+from llmsvc.chat.transfer import message, new_id, parted
 from llmsvc.chat.turn import Turn, Watch, can_continue
-from llmsvc.engine import GenerationRequest
 from llmsvc.errors import BadRequest, Conflict, LlmsvcError, NotFound, StorageError, Unavailable
 from llmsvc.files.files import Files
 from llmsvc.logs import event
+from llmsvc.models.loader import LoadedModel
 from llmsvc.models.pool import ModelPool
 from llmsvc.models.pooled import PooledModel
 from llmsvc.rates import Rates
@@ -48,8 +51,9 @@ class Turns:
         files: Files,
         rates: Rates,
         memory: Memory,
+        preferences: Preferences,
     ) -> None:
-        self._rates, self._memory = rates, memory
+        self._rates, self._memory, self._preferences = rates, memory, preferences
         self._db, self._sessions, self._pool, self._files = database, sessions, pool, files
         self._prompts = Prompts(database, files, memory)
         self._active: dict[str, Turn] = {}
@@ -64,36 +68,6 @@ class Turns:
         self._others = 0
         self._closing = False
         self._mark_interrupted()
-
-    # Settings
-
-    def settings(self, model: str = "") -> Row:
-        """Every option, as it is for ``model`` when nobody says otherwise."""
-        return {**options.merged(*self._layers(model)), **self.loading(model)}
-
-    def loading(self, model: str = "") -> Row:
-        """How ``model`` is loaded: ``options.LOADING``."""
-        return options.merged(*self._layers(model), known=options.LOADING)
-
-    def set_settings(self, values: Row, model: str = "") -> Row:
-        """Change defaults, of all models or of one; None takes one back. Raises BadRequest."""
-        key = f"sampling:{self._pool.catalogue.entry(model).id}" if model else "sampling"
-        self._db.set_setting(key, _changed(self._db.setting(key), values, {**options.DEFAULTS, **options.LOADING}))
-        return self.settings(model)
-
-    def set_session_settings(self, owner: str, session_id: str, values: Row) -> Row:
-        """Change options of one session; None takes one back to the default. Raises BadRequest, NotFound."""
-        session = self._sessions.row(owner, session_id)
-        self._sessions.set_settings(owner, session_id, _changed(session["settings"], values, options.DEFAULTS))
-        return self.session_settings(owner, session_id)
-
-    def session_settings(self, owner: str, session_id: str) -> Row:
-        """Every option, as it is in one session. Raises NotFound."""
-        session = self._sessions.row(owner, session_id)
-        return options.merged(*self._layers(session["model"]), session["settings"])
-
-    def _layers(self, model: str) -> list[Row]:
-        return [self._db.setting("sampling"), self._db.setting(f"sampling:{model}") if model else {}]
 
     # Starting
 
@@ -113,7 +87,7 @@ class Turns:
         if version is not None and version != self._sessions.version(session_id):
             raise Conflict(STALE)
         model = self._pool.catalogue.entry(model or session["model"]).id
-        chosen = self._options(session, model, values)
+        chosen = self._preferences.of_answer(session, model, values)
         self._rates.take(owner)
         turn = Turn(session_id, owner, new_id())
         if session_id not in self._active and not self._waits(session_id):
@@ -139,11 +113,17 @@ class Turns:
         if row["role"] == "user":
             self._rates.take(owner)
             turn = Turn(session_id, owner, new_id())
-            self._begin(turn, row["parent"], text, session["model"], self._options(session, session["model"], values))
+            self._begin(
+                turn,
+                row["parent"],
+                text,
+                session["model"],
+                self._preferences.of_answer(session, session["model"], values),
+            )
             return turn
         with self._db.session_rows(session_id, "messages") as rows:
             changed = {"id": new_id(), "content": text, "state": "done", "error": "", "created_at": time.time()}
-            changed["chosen"] = branches.version(rows) + 1
+            changed |= {"reasoning": parted(row)[0], "chosen": branches.version(rows) + 1}
             rows.add({**row, **changed})
         self._touch(session_id, {"updated_at": time.time()})
         return Turn.stored(session_id, owner, {**row, **changed})
@@ -158,7 +138,9 @@ class Turns:
             raise BadRequest("This message answers nothing, so it cannot be made again.")
         self._rates.take(owner)
         turn = Turn(session_id, owner, new_id())
-        self._begin(turn, question, None, session["model"], self._options(session, session["model"], values))
+        self._begin(
+            turn, question, None, session["model"], self._preferences.of_answer(session, session["model"], values)
+        )
         return turn
 
     def resume(self, owner: str, session_id: str, *, version: int | None = None) -> Turn:
@@ -173,14 +155,14 @@ class Turns:
         self._resting(owner, session_id, answer["id"], version)
         self._rates.take(owner)
         turn = Turn(session_id, owner, answer["id"])
-        turn.text, turn.tokens_before = answer["content"], answer["usage"].get("completion_tokens", 0)
-        turn.sources = answer["sources"]
+        turn.go_on(answer)
         model = answer["model"] or session["model"]
-        chosen = answer["options"] or self._options(session, model, {})
+        chosen = answer["options"] or self._preferences.of_answer(session, model, {})
         self._touch(session_id, {"running": turn.id, "updated_at": time.time()})
         fields = {"state": "running", "error": "", "turn_id": turn.id, "options": chosen}
         self._db.update_message(session_id, answer["id"], fields)
-        self._launch(turn, model, chosen, answer["parent"])
+        turn.options = chosen
+        self._launch(turn, model, answer["parent"])
         return turn
 
     # The queue: messages that were sent while another was answered
@@ -281,12 +263,12 @@ class Turns:
     async def follow(self, turn: Turn, offset: int = 0) -> AsyncGenerator[None, None]:
         """``attach`` for who looks at the turn itself."""
         watch = Watch()
-        seen: tuple[int, str, str] = (offset, "", "")
+        seen: tuple[int, int, str, str] = (offset, 0, "", "")
         turn.watches.add(watch)
         self._watchers[turn.owner] += 1
         try:
             while True:
-                finished, now = turn.finished, (len(turn.text), turn.state, turn.note)
+                finished, now = turn.finished, (len(turn.text), len(turn.reasoning), turn.state, turn.note)
                 if now != seen:
                     seen = now
                     yield
@@ -294,7 +276,7 @@ class Turns:
                     if not finished and (more := sharing / FRAMES_AT_ONCE - 1) > 0:
                         await turn.pause(CROSSING_SECONDS * more)
                 elif not finished and not await watch.wait():
-                    seen = (-1, "", "")
+                    seen = (-1, 0, "", "")
                 if finished:
                     return
         finally:
@@ -327,11 +309,6 @@ class Turns:
         return session
 
     # Inside
-
-    def _options(self, session: Row, model: str, values: Row) -> Row:
-        """Checked options of one answer. Raises BadRequest."""
-        given = {k: v for k, v in values.items() if v is not None and v != ""}
-        return options.merged(*self._layers(model), session["settings"], given)
 
     def _resting(self, owner: str, session_id: str, message_id: str, version: int | None) -> tuple[Row, Row]:
         """A session in which nothing runs, and one of its messages. Raises NotFound or Conflict."""
@@ -382,7 +359,8 @@ class Turns:
         except StorageError:
             self._touch(turn.session_id, {name: session.get(name) for name in fields})
             raise
-        self._launch(turn, model, chosen, parent)
+        turn.options = chosen
+        self._launch(turn, model, parent)
 
     def _touch(self, session_id: str, fields: Row) -> None:
         """Change a session's row, at once to who looks and within CHECKPOINT_SECONDS on the medium."""
@@ -424,10 +402,10 @@ class Turns:
         except LlmsvcError as error:  # it stays where it waits
             log.warning("%s", error)
 
-    def _launch(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
+    def _launch(self, turn: Turn, model: str, question: str) -> None:
         self._active[turn.session_id] = turn
         self._idle.busy()
-        task = asyncio.create_task(self._run(turn, model, chosen, question))
+        task = asyncio.create_task(self._run(turn, model, question))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -437,9 +415,9 @@ class Turns:
         else:  # still waiting for its model
             turn.end("stopped")
 
-    async def _run(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
+    async def _run(self, turn: Turn, model: str, question: str) -> None:
         try:
-            await self._generate(turn, model, chosen, question)
+            await self._generate(turn, model, question)
         except LlmsvcError as error:
             turn.end("failed", error)
         except Exception as error:  # stored with the message, so that nobody waits for ever
@@ -456,7 +434,7 @@ class Turns:
         if turn.outcome == "done":
             self._titles.want(turn.session_id, model)
         if turn.outcome in ("done", "stopped"):
-            self._summaries.want(turn.session_id, model, chosen["system"])
+            self._summaries.want(turn.session_id, model, options.merged(turn.options))
         self._next(turn.session_id)
         self._rest()
 
@@ -464,16 +442,16 @@ class Turns:
         if not self._active and not self._others:
             self._idle.idle()
 
-    async def _generate(self, turn: Turn, model: str, chosen: Row, question: str) -> None:
+    async def _generate(self, turn: Turn, model: str, question: str) -> None:
         pooled = await self._model(turn, model)
         if pooled is None:
             return
         try:
-            await self._answer(turn, pooled, model, chosen, question)
+            await self._answer(turn, pooled, model, question)
         finally:
             self._pool.release(pooled)
 
-    async def _answer(self, turn: Turn, pooled: PooledModel, model: str, chosen: Row, question: str) -> None:
+    async def _answer(self, turn: Turn, pooled: PooledModel, model: str, question: str) -> None:
         if turn.outcome:
             return
         if model != self._db.session(turn.session_id)["model"]:
@@ -482,21 +460,18 @@ class Turns:
         if engine is None or loaded is None:
             raise Unavailable(f"{model} was unloaded. Send the message again to load it.")
         await self._files_read(turn)
-        given = (turn.session_id, loaded, chosen["system"], question, turn.text, turn.sources, engine.reading)
-        prompt = await asyncio.to_thread(self._prompts.build, *given)
+        prompt = await asyncio.to_thread(self._prompt, turn, pooled, loaded, question)
         if turn.outcome:
             return
-        turn.context, turn.sources, turn.state = prompt.ledger.row(), list(prompt.sources), "prefill"
-        turn.note = "; ".join(prompt.ledger.left_out)
-        turn.started = time.monotonic()
-        turn.changed()
+        turn.prompted(prompt)
         deliver = self.crossing.to(turn.receive, model, len(prompt.tokens))
-        sampling = options.sampling(chosen)
-        request = GenerationRequest(turn.id, prompt.tokens, sampling, deliver, turn.session_id, prompt.messages)
-        if request.sampling.constrained:
-            await asyncio.to_thread(engine.submit, request)
+        said: dict[str, Any] = {"group": turn.session_id, "source": prompt.messages, "prompt": prompt.rendered}
+        said["budget"] = turn.thought.left(turn.options["thinking_budget"])
+        asked = request(turn.id, loaded, prompt.tokens, options.sampling(turn.options), deliver, **said)
+        if asked.sampling.constrained:
+            await asyncio.to_thread(engine.submit, asked)
         else:
-            engine.submit(request)
+            engine.submit(asked)
         turn.engine = engine
         if turn.outcome:
             engine.cancel(turn.id)
@@ -506,6 +481,16 @@ class Turns:
                 turn.note = ""
             except StorageError as error:  # the answer goes on; its end is saved if there is room by then
                 turn.note = str(error)
+
+    def _prompt(self, turn: Turn, pooled: PooledModel, loaded: LoadedModel, question: str) -> Prompt:
+        """On a worker thread, once the model is there, which may bring options of its own. Raises as building does."""
+        turn.options = options.merged(options.brought(loaded.sampling), turn.options)
+        manner = Manner.of(turn.options, loaded.tokenizer)
+        if pooled.remote and not turn.text:  # other servers go on with words only
+            turn.reasoning = ""
+        begun, speed = (turn.reasoning, turn.text), pooled.engine.reading
+        system = turn.options["system"]
+        return self._prompts.build(turn.session_id, loaded, system, question, begun, turn.sources, speed, manner)
 
     async def _files_read(self, turn: Turn) -> None:
         """Wait until the files are read, telling how far they are, or until the turn is stopped."""
@@ -533,6 +518,8 @@ class Turns:
     async def _save(self, turn: Turn, state: str) -> None:
         fields: Row = {
             "content": turn.text,
+            "reasoning": turn.reasoning,
+            "options": turn.options,
             "state": state,
             "usage": turn.usage,
             "context": turn.context,
@@ -569,9 +556,3 @@ class Turns:
 
 def _asks(message: Row) -> bool:
     return bool(message["role"] == "user")
-
-
-def _changed(settings: Row, values: Row, known: Row) -> Row:
-    """Settings with some of them changed, and those gone whose new value is None. Raises BadRequest."""
-    changed = options.checked({k: v for k, v in values.items() if v is not None}, known)
-    return {**{k: v for k, v in settings.items() if k not in values}, **changed}

@@ -36,7 +36,8 @@ def make_runner(model: Any, slots: int, window: int, chunk: int, budget: int, pa
     try:
         exact = _exact(plain, texts)
     except Exception as failure:
-        raise Unavailable(f"The model cannot make a pass with this version of transformers: {failure}") from failure
+        log.warning("the model's own pass ends in %s: %s", type(failure).__name__, failure)
+        raise Unavailable("This version of transformers cannot run the model. Choose another model.") from failure
     if not torch.isfinite(exact).all():
         raise Unavailable("The model's answers are no numbers: its weights are damaged. Download them again.")
     tried: list[Callable[[], Runner]] = []

@@ -13,8 +13,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from llmsvc.chat.completions import Answer, Ask, TokenLogprob, Usage
-from llmsvc.chat.tools import ToolCall
 from llmsvc.errors import LlmsvcError
+from llmsvc.formats.tools import ToolCall
 from llmsvc.http import errors
 from llmsvc.http.identity import owner_of
 from llmsvc.service import Service
@@ -32,6 +32,7 @@ class Whole:
     """One choice, complete."""
 
     text: str = ""
+    reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
@@ -66,6 +67,7 @@ async def whole(service: Service, request: Request, ask: Ask) -> Answered:
                     continue
                 choice = choices.setdefault(piece.choice, Whole())
                 choice.text += piece.text
+                choice.reasoning += piece.reasoning
                 choice.calls += piece.calls
                 choice.logprobs += piece.logprobs
                 choice.finish, choice.stop = piece.finish, piece.stop

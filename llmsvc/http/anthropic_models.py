@@ -6,8 +6,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from llmsvc.chat.completions import Ask
-from llmsvc.chat.tools import Tool, compact
+from llmsvc.formats.calls import compact
+from llmsvc.formats.tools import Tool
 from llmsvc.http.openai_models import call_row, chosen_tools, text_of
+from llmsvc.http.thinking import ThinkingConfig, thinking_options
 
 Block = dict[str, Any]
 
@@ -26,6 +28,8 @@ class Message(BaseModel):
             kinds.get(block.get("type", ""), words).append(block)
         rows = [_result_row(block) for block in kinds["tool_result"]]
         row: dict[str, Any] = {"role": self.role, "content": text_of(words)}
+        if reasoning := "\n\n".join(filter(None, (str(b.get("thinking") or "") for b in kinds["thinking"]))):
+            row["reasoning"] = reasoning
         if calls := kinds["tool_use"]:
             made = [(str(b.get("id")), str(b.get("name")), json.dumps(b.get("input", {}))) for b in calls]
             row["tool_calls"] = [call_row(*call) for call in made]
@@ -48,6 +52,7 @@ class ToolDefinition(BaseModel):
 class ToolChoice(BaseModel):
     type: Literal["auto", "any", "tool", "none"]
     name: str = ""
+    disable_parallel_tool_use: bool = False
 
     @property
     def choice(self) -> str:
@@ -61,6 +66,7 @@ class OutputFormat(BaseModel):
 
 class OutputConfig(BaseModel):
     format: OutputFormat | None = None
+    effort: str | None = None
 
 
 class CountRequest(BaseModel):
@@ -69,6 +75,8 @@ class CountRequest(BaseModel):
     system: str | list[Block] = ""
     tools: list[ToolDefinition] = []
     tool_choice: ToolChoice = ToolChoice(type="auto")
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
 
     def ask(self) -> Ask:
         """Raises BadRequest."""
@@ -76,10 +84,14 @@ class CountRequest(BaseModel):
         rows = [{"role": "system", "content": system}] if system else []
         rows += [row for message in self.messages for row in message.rows()]
         tools = [Tool(tool.name, tool.description, tool.input_schema) for tool in self.tools]
-        return Ask(self.model, rows, options=self.options(), tools=chosen_tools(tools, self.tool_choice.choice))
+        parallel = not self.tool_choice.disable_parallel_tool_use
+        chosen = chosen_tools(tools, self.tool_choice.choice, parallel)
+        return Ask(self.model, rows, options=self.options(), tools=chosen, parallel=parallel)
 
     def options(self) -> dict[str, Any]:
-        return {}
+        """Those of ``chat.options`` that were set. Raises BadRequest."""
+        effort = self.output_config.effort if self.output_config else None
+        return thinking_options(effort, self.thinking, "output_config.effort")
 
 
 class MessagesRequest(CountRequest):
@@ -89,12 +101,10 @@ class MessagesRequest(CountRequest):
     top_p: float | None = None
     top_k: int | None = None
     stream: bool = False
-    output_config: OutputConfig | None = None
 
     def options(self) -> dict[str, Any]:
-        """Those of ``chat.options`` that were given."""
         names = ("max_tokens", "temperature", "top_p", "top_k")
         given = {**{name: getattr(self, name) for name in names}, "stop": self.stop_sequences or None}
         if self.output_config is not None and self.output_config.format is not None:
             given["json_schema"] = compact(self.output_config.format.schema_)
-        return {name: value for name, value in given.items() if value is not None}
+        return super().options() | {name: value for name, value in given.items() if value is not None}

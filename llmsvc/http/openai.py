@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from llmsvc.chat.completions import Answer, TokenLogprob, Usage
-from llmsvc.chat.tools import ToolCall
 from llmsvc.chat.transfer import new_id
+from llmsvc.formats.tools import ToolCall
 from llmsvc.http.answers import WAITING, Whole, data, stream, whole
 from llmsvc.http.identity import owner_of
 from llmsvc.http.openai_models import ChatRequest, CompletionRequest
@@ -71,6 +71,7 @@ def usage_row(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }
 
 
@@ -84,6 +85,8 @@ def _head(kind: str, prefix: str, model: str) -> dict[str, Any]:
 def _chat_choice(number: int, choice: Whole, with_logprobs: bool) -> dict[str, Any]:
     said = choice.text or (None if choice.calls else "")
     message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
+    if choice.reasoning:
+        message |= _reasoning(choice.reasoning)
     if choice.calls:
         message["tool_calls"] = [_call_row(call) for call in choice.calls]
     logprobs = _chat_logprobs(choice.logprobs) if with_logprobs else None
@@ -106,6 +109,8 @@ async def _chat_chunks(answer: Answer, body: ChatRequest) -> AsyncIterator[str]:
         if piece.choice not in told:
             told.add(piece.choice)
             yield chunk(piece.choice, {"role": "assistant", "content": ""})
+        if piece.reasoning:
+            yield chunk(piece.choice, _reasoning(piece.reasoning))
         if piece.text or piece.logprobs:
             logprobs = _chat_logprobs(piece.logprobs) if body.logprobs else None
             yield chunk(piece.choice, {"content": piece.text}, logprobs=logprobs)
@@ -118,6 +123,11 @@ async def _chat_chunks(answer: Answer, body: ChatRequest) -> AsyncIterator[str]:
     if body.with_usage:
         yield data({**head, "choices": [], "usage": usage_row(answer.usage)})
     yield DONE
+
+
+def _reasoning(text: str) -> dict[str, str]:
+    """No part of OpenAI's API: other servers call it by the one or the other name."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 def _call_row(call: ToolCall) -> dict[str, Any]:

@@ -7,8 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from llmsvc.chat.completions import Ask
-from llmsvc.chat.tools import Tool, Tools, compact
 from llmsvc.errors import BadRequest
+from llmsvc.formats.calls import compact
+from llmsvc.formats.tools import Tool, Tools
+from llmsvc.http.thinking import ThinkingConfig, thinking_options
 
 Content = str | list[dict[str, Any]] | None
 
@@ -42,6 +44,8 @@ class Call(BaseModel):
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: list[Call] | None = None
     tool_call_id: str = ""
 
@@ -49,6 +53,8 @@ class Message(BaseModel):
         """As chat templates take it."""
         role = "system" if self.role == "developer" else self.role
         row: dict[str, Any] = {"role": role, "content": text_of(self.content)}
+        if role == "assistant" and (reasoning := self.reasoning_content or self.reasoning):
+            row["reasoning"] = reasoning
         if self.tool_calls:
             calls = [call_row(call.id, call.function.name, call.function.arguments) for call in self.tool_calls]
             row["tool_calls"] = calls
@@ -155,10 +161,14 @@ class ChatRequest(_Request):
     response_format: ResponseFormat | None = None
     tools: list[FunctionTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+    reasoning_effort: str | None = None
+    thinking: ThinkingConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def ask(self) -> Ask:
         """Raises BadRequest."""
-        more: dict[str, Any] = {}
+        more = thinking_options(self.reasoning_effort, self.thinking)
         if self.max_completion_tokens is not None:
             more["max_tokens"] = self.max_completion_tokens
         if self.response_format is not None:
@@ -170,12 +180,16 @@ class ChatRequest(_Request):
             options=self.options(**more),
             n=self.n,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            tools=chosen_tools([tool.function.tool() for tool in self.tools or ()], choice),
+            tools=chosen_tools([tool.function.tool() for tool in self.tools or ()], choice, self.parallel_tool_calls),
+            parallel=self.parallel_tool_calls,
+            variables=self.chat_template_kwargs or {},
         )
 
 
-def chosen_tools(tools: Sequence[Tool], choice: str) -> Tools:
-    """``choice``: none, auto, required, or a tool's name. Raises BadRequest."""
+def chosen_tools(tools: Sequence[Tool], choice: str, parallel: bool = True) -> Tools:
+    """``choice``: none, auto, required, or a tool's name; ``parallel``: several may be called. Raises BadRequest."""
+    if choice == "required" and len(tools) == 1 and not parallel:  # the one that is named is called once
+        choice = tools[0].name
     return Tools() if choice == "none" else Tools(tuple(tools), choice)
 
 

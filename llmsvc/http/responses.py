@@ -2,24 +2,26 @@
 
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 
-from llmsvc.chat.completions import Answer, Ask, Usage
-from llmsvc.chat.tools import Tool, ToolCall, compact
+from llmsvc.chat.completions import Answer, Ask, Piece, Usage
 from llmsvc.chat.transfer import new_id
 from llmsvc.errors import BadRequest
+from llmsvc.formats.calls import compact
+from llmsvc.formats.tools import Tool, ToolCall
 from llmsvc.http.answers import WAITING, data, stream, whole
 from llmsvc.http.openai_models import Content, call_row, chosen_tools, text_of
+from llmsvc.http.thinking import thinking_options
 from llmsvc.service import Service
 
 
 class Item(BaseModel):
-    """A message, a call, or what a call gave."""
+    """A message, reasoning, a call, or what a call gave."""
 
     type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] = "user"
@@ -28,6 +30,11 @@ class Item(BaseModel):
     name: str = ""
     arguments: str = "{}"
     output: Content = None
+    summary: list[dict[str, Any]] = []
+
+    def reasoning(self) -> str:
+        parts = self.content if isinstance(self.content, list) and self.content else self.summary
+        return "\n\n".join(str(part.get("text") or "") for part in parts)
 
 
 class FunctionTool(BaseModel):
@@ -51,6 +58,11 @@ class Text(BaseModel):
     format: TextFormat = Field(default_factory=lambda: TextFormat.model_validate({}))
 
 
+class Reasoning(BaseModel):
+    effort: str | None = None
+    summary: str | None = None
+
+
 class ResponsesRequest(BaseModel):
     model: str
     input: str | list[Item]
@@ -62,9 +74,11 @@ class ResponsesRequest(BaseModel):
     text: Text = Text()
     tools: list[FunctionTool] = []
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool = "auto"
+    parallel_tool_calls: bool = True
     previous_response_id: str | None = None
     background: bool | None = None
     metadata: dict[str, str] | None = None
+    reasoning: Reasoning | None = None
 
     def ask(self) -> Ask:
         """Raises BadRequest."""
@@ -77,12 +91,15 @@ class ResponsesRequest(BaseModel):
         items = [Item(content=self.input)] if isinstance(self.input, str) else self.input
         options: dict[str, Any] = {"max_tokens": self.max_output_tokens, "temperature": self.temperature}
         options |= {"top_p": self.top_p, "json_schema": self._schema()}
+        options |= thinking_options(self.reasoning.effort if self.reasoning else None, name="reasoning.effort")
         tools = [Tool(tool.name, tool.description or "", tool.parameters or {"type": "object"}) for tool in self.tools]
+        choice = self.tool_choice if isinstance(self.tool_choice, str) else self.tool_choice.name
         return Ask(
             self.model,
             rows + _rows(items),
             options={name: value for name, value in options.items() if value is not None},
-            tools=chosen_tools(tools, self.tool_choice if isinstance(self.tool_choice, str) else self.tool_choice.name),
+            tools=chosen_tools(tools, choice, self.parallel_tool_calls),
+            parallel=self.parallel_tool_calls,
         )
 
     def _schema(self) -> str | None:
@@ -93,18 +110,24 @@ class ResponsesRequest(BaseModel):
 
 
 def _rows(items: list[Item]) -> list[dict[str, Any]]:
-    """As chat templates take them: calls belong to the message before them."""
+    """As chat templates take them: calls belong to the message before them, reasoning to the one behind it."""
     rows: list[dict[str, Any]] = []
     for item in items:
-        if item.type == "function_call":
-            if not rows or rows[-1]["role"] != "assistant":
+        last = rows[-1] if rows else {"role": ""}
+        if item.type == "reasoning":
+            rows.append({"role": "assistant", "content": "", "reasoning": item.reasoning()})
+        elif item.type == "function_call":
+            if last["role"] != "assistant":
                 rows.append({"role": "assistant", "content": ""})
             rows[-1].setdefault("tool_calls", []).append(call_row(item.call_id, item.name, item.arguments))
         elif item.type == "function_call_output":
             rows.append({"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id})
         elif item.type == "message":
             role = "system" if item.role == "developer" else item.role
-            rows.append({"role": role, "content": text_of(item.content)})
+            if role == "assistant" and last.get("reasoning") and not (last["content"] or last.get("tool_calls")):
+                last["content"] = text_of(item.content)
+            else:
+                rows.append({"role": role, "content": text_of(item.content)})
     return rows
 
 
@@ -116,7 +139,8 @@ def add_routes(router: APIRouter, service: Service) -> None:
             return await stream(service, request, body.ask(), lambda answer: _events(answer, body))
         answered = await whole(service, request, body.ask())
         (choice,) = answered.choices
-        output = [_message_item(_id("msg"), choice.text)] if choice.text or not choice.calls else []
+        output = [_reasoning_item(_id("rs"), choice.reasoning)] if choice.reasoning else []
+        output += [_message_item(_id("msg"), choice.text)] if choice.text or not choice.calls else []
         output += [_call_item(_id("fc"), call) for call in choice.calls]
         head = _head(answered.model, body)
         return JSONResponse(head | _ended(output, choice.finish, answered.usage), headers=answered.headers)
@@ -127,10 +151,19 @@ def _id(prefix: str) -> str:
 
 
 def _head(model: str, body: ResponsesRequest) -> dict[str, Any]:
-    names = {"instructions", "max_output_tokens", "temperature", "top_p", "tools", "tool_choice"}
+    names = {
+        "instructions",
+        "max_output_tokens",
+        "temperature",
+        "top_p",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "reasoning",
+    }
     asked = body.model_dump(include=names)
     made = {"id": _id("resp"), "object": "response", "created_at": int(time.time()), "model": model, "output": []}
-    rest = {"parallel_tool_calls": True, "metadata": body.metadata or {}, "store": False, "usage": None}
+    rest = {"metadata": body.metadata or {}, "store": False, "usage": None}
     return {**asked, **made, **rest, "status": "in_progress", "error": None, "incomplete_details": None}
 
 
@@ -140,7 +173,7 @@ def _ended(output: list[dict[str, Any]], finish: str, usage: Usage) -> dict[str,
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
         "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning},
         "total_tokens": usage.prompt + usage.completion,
     }
     details = {"reason": "max_output_tokens"} if cut else None
@@ -157,6 +190,15 @@ def _message_item(id_: str, text: str, status: str = "completed") -> dict[str, A
     return {"type": "message", "id": id_, "role": "assistant", "status": status, "content": content}
 
 
+def _reasoning_part(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
+
+
+def _reasoning_item(id_: str, text: str, status: str = "completed") -> dict[str, Any]:
+    content = [_reasoning_part(text)] if status == "completed" else []
+    return {"type": "reasoning", "id": id_, "summary": [], "content": content, "status": status}
+
+
 def _call_item(id_: str, call: ToolCall, arguments: str | None = None) -> dict[str, Any]:
     given = call.arguments if arguments is None else arguments
     status = "completed" if arguments is None else "in_progress"
@@ -166,52 +208,80 @@ def _call_item(id_: str, call: ToolCall, arguments: str | None = None) -> dict[s
 
 async def _events(answer: Answer, body: ResponsesRequest) -> AsyncIterator[str]:
     """https://platform.openai.com/docs/api-reference/responses-streaming"""
-    numbers, output, message, text, finish = itertools.count(), list[dict[str, Any]](), "", "", "stop"
-
-    def event(kind: str, **fields: Any) -> str:
-        name = f"response.{kind}"
-        return data({"type": name, "sequence_number": next(numbers), **fields}, name)
-
-    def said() -> list[str]:
-        """The end of the message."""
-        at = {"item_id": message, "output_index": len(output), "content_index": 0}
-        output.append(_message_item(message, text))
-        return [
-            event("output_text.done", **at, text=text, logprobs=[]),
-            event("content_part.done", **at, part=_part(text)),
-            event("output_item.done", output_index=at["output_index"], item=output[-1]),
-        ]
-
+    items, finish = _Items(), "stop"
     head = _head(answer.model, body)
-    yield event("created", response=head)
-    yield event("in_progress", response=head)
+    yield items.event("created", response=head)
+    yield items.event("in_progress", response=head)
     async for piece in answer.pieces():
         if not piece:
             yield WAITING
-        if piece.text:
-            at = {"output_index": len(output), "content_index": 0}
-            if not message:
-                message = _id("msg")
-                begun = _message_item(message, "", "in_progress")
-                yield event("output_item.added", output_index=at["output_index"], item=begun)
-                yield event("content_part.added", item_id=message, **at, part=_part(""))
-            text += piece.text
-            yield event("output_text.delta", item_id=message, **at, delta=piece.text, logprobs=[])
-        for call in piece.calls:
-            if message:
-                for closing in said():
-                    yield closing
-                message, text = "", ""
-            place = {"output_index": len(output)}
-            id_ = _id("fc")
-            yield event("output_item.added", **place, item=_call_item(id_, call, ""))
-            yield event("function_call_arguments.delta", item_id=id_, **place, delta=call.arguments)
-            yield event("function_call_arguments.done", item_id=id_, **place, name=call.name, arguments=call.arguments)
-            output.append(_call_item(id_, call))
-            yield event("output_item.done", **place, item=output[-1])
+        for event in items.of(piece):
+            yield event
         finish = piece.finish or finish
-    if message:
-        for closing in said():
-            yield closing
-    response = head | _ended(output, finish, answer.usage)
-    yield event("incomplete" if finish == "length" else "completed", response=response)
+    for event in items.end():
+        yield event
+    response = head | _ended(items.output, finish, answer.usage)
+    yield items.event("incomplete" if finish == "length" else "completed", response=response)
+
+
+_TEXTS: dict[str, tuple[str, Callable[..., dict[str, Any]], Callable[[str], dict[str, Any]], dict[str, Any]]] = {
+    "msg": ("output_text", _message_item, _part, {"logprobs": []}),
+    "rs": ("reasoning_text", _reasoning_item, _reasoning_part, {}),
+}
+"""By the prefix of an item's id: how its events are called, the item, its part, and what each event has besides."""
+
+
+class _Items:
+    """The items of one answer, as events; at most one of them is open."""
+
+    def __init__(self) -> None:
+        self.output: list[dict[str, Any]] = []
+        self._numbers = itertools.count()
+        self._kind = self._id = self._text = ""
+
+    def event(self, kind: str, **fields: Any) -> str:
+        name = f"response.{kind}"
+        return data({"type": name, "sequence_number": next(self._numbers), **fields}, name)
+
+    def of(self, piece: Piece) -> Iterator[str]:
+        for kind, text in (("rs", piece.reasoning), ("msg", piece.text)):
+            if text:
+                yield from self._said(kind, text)
+        for call in piece.calls:
+            yield from self.end()
+            yield from self._called(call)
+
+    def end(self) -> Iterator[str]:
+        """Of the item that is open."""
+        if not self._kind:
+            return
+        name, item, part, more = _TEXTS[self._kind]
+        at = self._place()
+        self.output.append(item(self._id, self._text))
+        yield self.event(f"{name}.done", **at, text=self._text, **more)
+        yield self.event("content_part.done", **at, part=part(self._text))
+        yield self.event("output_item.done", output_index=at["output_index"], item=self.output[-1])
+        self._kind = self._text = ""
+
+    def _said(self, kind: str, text: str) -> Iterator[str]:
+        name, item, part, more = _TEXTS[kind]
+        if kind != self._kind:
+            yield from self.end()
+            self._kind, self._id = kind, _id(kind)
+            begun = item(self._id, "", "in_progress")
+            yield self.event("output_item.added", output_index=len(self.output), item=begun)
+            yield self.event("content_part.added", **self._place(), part=part(""))
+        self._text += text
+        yield self.event(f"{name}.delta", **self._place(), delta=text, **more)
+
+    def _called(self, call: ToolCall) -> Iterator[str]:
+        place, id_ = {"output_index": len(self.output)}, _id("fc")
+        said = {"item_id": id_, **place}
+        yield self.event("output_item.added", **place, item=_call_item(id_, call, ""))
+        yield self.event("function_call_arguments.delta", **said, delta=call.arguments)
+        yield self.event("function_call_arguments.done", **said, name=call.name, arguments=call.arguments)
+        self.output.append(_call_item(id_, call))
+        yield self.event("output_item.done", **place, item=self.output[-1])
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._id, "output_index": len(self.output), "content_index": 0}

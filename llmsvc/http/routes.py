@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from llmsvc.http import anthropic, embeddings, keys, login, metrics, openai, responses
 from llmsvc.http.errors import ApiRoute
 from llmsvc.http.identity import owner_of
-from llmsvc.http.sse import END, events, placed
+from llmsvc.http.sse import event_id, events, placed
 from llmsvc.service import Service
 
 
@@ -33,7 +33,7 @@ def make_routes(service: Service, counts: metrics.Counts) -> APIRouter:
     async def stream(session_id: str, request: Request, last_event_id: Annotated[str, Header()] = "") -> Response:
         """Server-sent events of the running turn, or of the last; ``Last-Event-ID`` resumes exactly after it."""
         turn = service.turns.last(owner_of(request), session_id)
-        if turn.finished and last_event_id == f"{turn.id}:{len(turn.text)}{END}":
+        if turn.finished and last_event_id == event_id(turn):
             return Response(status_code=204)  # by the specification: there is nothing more, do not come again
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         found = events(service.turns, turn, last_event_id)
@@ -43,7 +43,7 @@ def make_routes(service: Service, counts: metrics.Counts) -> APIRouter:
     async def turn(session_id: str, request: Request) -> JSONResponse:
         """The running turn, or the last, as it is now: what the stream's first event says."""
         found = service.turns.last(owner_of(request), session_id)
-        return JSONResponse({**found.status(), **placed(found.text, 0)}, headers={"Cache-Control": "no-store"})
+        return JSONResponse({**found.status(), **placed(found)}, headers={"Cache-Control": "no-store"})
 
     @router.get("/v1/sessions/{session_id}/export")
     def export(session_id: str, request: Request, format: str = "json") -> Response:

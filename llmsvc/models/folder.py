@@ -77,12 +77,16 @@ def check_words(tokenizer: Any, model: Any, name: str) -> None:
     Tokens that were added afterwards may have none, such as Gemma 3's for images in a model without.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    largest = max(tokenizer.vocab_size - 1, tokenizer.bos_token_id or 0, tokenizer.eos_token_id or 0)
-    if largest >= rows:
-        raise BadRequest(
-            f"{name} has a tokenizer of {tokenizer.vocab_size} tokens and weights for {rows}: it belongs to another "
-            "model. Download the model again, tokenizer and all."
-        )
+    if tokenizer.vocab_size > rows:
+        known = f"a tokenizer of {tokenizer.vocab_size} tokens"
+    elif (mark := max(tokenizer.bos_token_id or 0, tokenizer.eos_token_id or 0)) >= rows:
+        known = f"a tokenizer that begins or ends texts with token {mark}"
+    else:
+        return
+    raise BadRequest(
+        f"{name} has {known} and weights for {rows}: it belongs to another model. Download the model again, tokenizer "
+        "and all."
+    )
 
 
 def sampling(folder: Path) -> dict[str, float]:

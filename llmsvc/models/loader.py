@@ -1,6 +1,7 @@
 """From a folder to a model in memory. Safetensors only: no pickle, no remote code."""
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -21,6 +22,8 @@ from llmsvc.models.headers import Contents, read, weight_files
 from llmsvc.models.parts import composite, effective, model_class, used
 from llmsvc.models.progress import Cancelled, Progress
 from llmsvc.models.verify import check_answers, check_finite, check_loaded, check_quantised, sees
+
+log = logging.getLogger(__name__)
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n\\n' }}{% endfor %}"
@@ -130,8 +133,11 @@ def load(
     except (Cancelled, LlmsvcError):
         raise
     except Exception as error:  # the library raises whatever a broken file makes it raise
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise Unavailable(f"{folder.name} could not be loaded: {first[0]}") from error
+        log.warning("loading %s failed: %s: %s", folder.name, type(error).__name__, error)
+        raise Unavailable(
+            f"{folder.name} could not be loaded: its files are damaged, or this version of transformers cannot read "
+            "them. Download it again, or choose another model."
+        ) from error
     finally:
         _progress.reset(told)
     if weights.stored:

@@ -5,11 +5,12 @@ names before there is a model, for the forecast.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from llmsvc.errors import BadRequest
-from llmsvc.models import quantised
+from llmsvc.models import quantised, tables
 from llmsvc.models.headers import Contents
 
 _SENSES = re.compile(
@@ -18,6 +19,8 @@ _SENSES = re.compile(
     r"|(^|\.)generation_(embeddings|aligner|head)\.|^(blocks|mlp1)\."
 )
 """How parts that see or hear are called in files, by the models of transformers' image-text-to-text mapping."""
+SENSE = re.compile("vision|audio|image|speech|sound")
+"""How configurations of such parts are called within a model's."""
 _GUESSES = re.compile(r"(^|\.)mtp(\.|_)")
 """Layers that guess several tokens ahead, which transformers leaves out."""
 
@@ -42,7 +45,7 @@ def effective(contents: Contents) -> Contents:
 def composite(config: dict[str, Any]) -> bool:
     """Whether a model has other parts beside its language model."""
     inner = [name for name, value in config.items() if name.endswith("_config") and isinstance(value, dict)]
-    return any(re.search("vision|audio|image|speech|sound", name) for name in inner)
+    return any(SENSE.search(name) for name in inner)
 
 
 def model_class(config: Any, *, keep_quantised: bool = False) -> tuple[Any, Any]:
@@ -51,9 +54,6 @@ def model_class(config: Any, *, keep_quantised: bool = False) -> tuple[Any, Any]
     ``keep_quantised``: whether transformers is to see the checkpoint's own quantisation; packed weights are unpacked
     before it sees them. Raises BadRequest for a model that does not write text.
     """
-    import transformers
-    from transformers.models.auto.auto_factory import _get_model_class
-
     text = config.get_text_config()
     own = getattr(config, "quantization_config", None)
     for part in (config, text):
@@ -61,45 +61,32 @@ def model_class(config: Any, *, keep_quantised: bool = False) -> tuple[Any, Any]
             del part.quantization_config
     if keep_quantised:
         config.quantization_config = text.quantization_config = own
-    if getattr(config, "is_encoder_decoder", False):
-        raise BadRequest(f"A model of the type {config.model_type} turns one text into another. Choose one that chats.")
-    for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText):
+    made = next(_classes(config, text), None)
+    if made is None:
+        raise BadRequest(
+            f'This version of transformers has no class that writes text for models of the type "{config.model_type}". '
+            "Choose another model."
+        )
+    if text is config or made.config_class is type(text):
+        return made, text
+    from llmsvc.models.text_only import text_only
+
+    return text_only(made), config
+
+
+def _classes(config: Any, text: Any) -> Iterator[Any]:
+    """Classes that write text with this configuration: first the one that it names itself, which wrote the files."""
+    import transformers
+    from transformers.models.auto.auto_factory import _get_model_class
+
+    for name in tables.writers().intersection(config.architectures or ()):
+        named = getattr(transformers, name, None)
+        if getattr(named, "config_class", None) in (type(config), type(text)):
+            yield named
+    for auto in (
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModelForMultimodalLM,
+    ):
         if type(config) in auto._model_mapping:
-            made = _get_model_class(config, auto._model_mapping)
-            if text is not config and made.config_class is type(text):
-                return made, text
-            return (_text_only(made), config) if text is not config else (made, config)
-    raise BadRequest(f"transformers has no class that writes text for models of the type {config.model_type}.")
-
-
-def _text_only(whole: Any) -> Any:
-    """A class like ``whole`` whose models have no parts but the language model's."""
-
-    def build(self: Any, *args: Any, **options: Any) -> None:
-        whole.__init__(self, *args, **options)
-        self.left_out = strip(self)
-
-    return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
-
-
-def strip(model: Any) -> list[str]:
-    """Take away what the language model does not need; the names of what is gone."""
-    kept = {id(module) for module in (model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings())}
-    gone: list[str] = []
-    _strip(model, "", kept, gone)
-    parts = tuple(f"{part}." for part in gone)
-    tied = getattr(model, "all_tied_weights_keys", {})
-    for name in [name for name, source in tied.items() if f"{name}.".startswith(parts) or source.startswith(parts)]:
-        del tied[name]
-    return gone
-
-
-def _strip(module: Any, path: str, kept: set[int], gone: list[str]) -> None:
-    for name, child in list(module.named_children()):
-        if id(child) in kept:
-            continue
-        if any(id(inner) in kept for inner in child.modules()):
-            _strip(child, f"{path}{name}.", kept, gone)
-        elif any(True for _ in child.parameters()):
-            setattr(module, name, None)
-            gone.append(path + name)
+            yield _get_model_class(config, auto._model_mapping)

@@ -35,17 +35,32 @@ def classes_for(task: str) -> dict[str, tuple[str, ...]]:
 
 
 @cache
+def names_for(*tasks: str) -> frozenset[str]:
+    """The classes for any of these tasks."""
+    return frozenset(name for task in tasks for names in classes_for(task).values() for name in names)
+
+
+@cache
 def other_classes() -> frozenset[str]:
     """Classes that do something else than write text."""
-    tables = [name for name in _tables("models/auto/modeling_auto.py") if name.endswith("_MAPPING_NAMES")]
-    return frozenset(name for table in tables for names in pairs(table).values() for name in names) - writers()
+    return _named_in("") - writers()
+
+
+@cache
+def classifiers() -> frozenset[str]:
+    """Classes that sort texts, pictures or sounds."""
+    return _named_in("CLASSIFICATION")
+
+
+def _named_in(part: str) -> frozenset[str]:
+    tables = [name for name in _tables("models/auto/modeling_auto.py") if part in name and name.endswith("_NAMES")]
+    return frozenset(name for table in tables for names in pairs(table).values() for name in names)
 
 
 @cache
 def writers() -> frozenset[str]:
     """Classes that write text, some of them about pictures or sounds."""
-    tables = [classes_for(task) for task in ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")]
-    return frozenset(name for table in tables for names in table.values() for name in names)
+    return names_for("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 
 
 @cache

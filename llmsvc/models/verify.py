@@ -1,12 +1,16 @@
 """Whether a model can chat, before it is loaded; and whether its load did all it should: no tensor missing, left over,
 of another shape or not finite."""
 
+import logging
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from llmsvc.errors import BadRequest, Unavailable
 from llmsvc.models import parts, tables
 from llmsvc.models.quantised import INSTEAD
+
+log = logging.getLogger(__name__)
 
 _INSTEAD = "Choose a model that writes text."
 
@@ -15,16 +19,37 @@ def refuse_kind(config: dict[str, Any]) -> str:
     """Why the model of this config.json cannot chat, as a sentence; "" when it can. Without importing torch."""
     kind, inner = str(config.get("model_type") or ""), config.get("text_config")
     named = [str(name) for name in config.get("architectures") or ()]
-    if config.get("is_encoder_decoder"):
-        return f"It is an encoder-decoder ({_called(named, kind)}), made to turn one text into another. {_INSTEAD}"
+    called = ", ".join(named) or kind
+    if _encodes_and_decodes(config, kind, named):
+        return f"It is an encoder-decoder ({called}), made to turn one text into another. {_INSTEAD}"
+    if _classifies(kind, named):
+        return f"It is a classifier ({called}), made to sort texts or pictures. {_INSTEAD}"
     writes = [name for name in named if name in tables.writers()]
     if named and not writes and all(name in tables.other_classes() for name in named):
-        return f"It was not made to write text ({_called(named, kind)}). {_INSTEAD}"
+        return f"It was not made to write text ({called}). {_INSTEAD}"
     if kind in tables.classes_for("MASKED_LM") and kind in tables.classes_for("CAUSAL_LM"):
         reads = not config.get("is_decoder") and not config.get("causal")
-        return f"It is an encoder ({_called(named, kind)}), made to understand text. {_INSTEAD}" if reads else ""
+        return f"It is an encoder ({called}), made to understand text. {_INSTEAD}" if reads else ""
     merged = isinstance(inner, dict) and inner.get("model_type") == kind
     return "" if writes or merged else _refuse_type(kind)
+
+
+def _encodes_and_decodes(config: dict[str, Any], kind: str, named: list[str]) -> bool:
+    """Whether it takes both halves of an encoder-decoder; a decoder that was saved by itself does not."""
+    translators = tables.names_for("SEQ_TO_SEQ_CAUSAL_LM") - tables.writers()
+    if tables.names_for("CAUSAL_LM").intersection(named):
+        return False
+    if config.get("is_encoder_decoder") or translators.intersection(named):
+        return True
+    unsaid = not named and "is_encoder_decoder" not in config
+    return unsaid and bool(translators.intersection(tables.classes_for("SEQ_TO_SEQ_CAUSAL_LM").get(kind, ())))
+
+
+def _classifies(kind: str, named: list[str]) -> bool:
+    """By the names of its classes, or since a type that also takes text has a class that sorts pictures."""
+    if named and all(name in tables.classifiers() for name in named):
+        return True
+    return kind in tables.classes_for("IMAGE_CLASSIFICATION") and kind in tables.classes_for("IMAGE_TEXT_TO_TEXT")
 
 
 def _refuse_type(kind: str) -> str:
@@ -36,10 +61,6 @@ def _refuse_type(kind: str) -> str:
         f'It could not be loaded: this version of transformers knows no model type "{kind}". Choose another model, or '
         "update transformers."
     )
-
-
-def _called(named: list[str], kind: str) -> str:
-    return ", ".join(named) or kind
 
 
 def sees(config: dict[str, Any]) -> bool:
@@ -130,9 +151,14 @@ def check_answers(model: Any, name: str) -> None:
     try:
         with torch.inference_mode():
             model(input_ids=torch.tensor([[1, 1]], device=model.device))
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever such a model's code runs into
+        log.warning("%s makes no pass over a text: %s", name, error)
+        if re.search("pixel|image|audio|input_features", str(error)):
+            raise BadRequest(
+                f"{name} answers only together with a picture or a sound. Choose a model that answers texts."
+            ) from None
         raise BadRequest(
-            f"{name} answers no text that comes alone ({str(error).splitlines()[0]}). Choose a model that does."
+            f"This version of transformers cannot run {name} on a text by itself. Choose another model."
         ) from None
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from llmsvc.chat.transfer import parted
+
 WINDOW = 24
 """Messages mounted at once: the browser's cost grows with each one, and they are sent again when ``RECENT`` is full."""
 
@@ -24,24 +26,39 @@ LATEX = [
 _VERBATIM = re.compile(
     r"^ {0,3}(?P<fence>`{3,}|~{3,}).*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)"
     r"|(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)"
-    r"|\$\$.*?\$\$|\\\(.*?\\\)|\\\[.*?\\\]|</?think>",
+    r"|\$\$.*?\$\$|\\\(.*?\\\)|\\\[.*?\\\]",
     re.DOTALL | re.MULTILINE,
 )
-"""Code, mathematics and the marks of reasoning: what stands there is left alone."""
+"""Code and mathematics: what stands there is left alone."""
 
 
 def window(messages: list[dict[str, Any]], running_id: str = "") -> list[Message]:
     """Stored messages, without the answer that is still running: that one is streamed apart."""
-    return [as_message(m) for m in messages if m["id"] != running_id]
+    return [message for m in messages if m["id"] != running_id for message in as_messages(m)]
 
 
-def as_message(row: dict[str, Any]) -> Message:
-    """A stored message with what can be done about it."""
+def as_messages(row: dict[str, Any]) -> list[Message]:
+    """A stored message with what can be done about it, and before an answer its reasoning, folded."""
     if row["role"] == "user":
-        return _message("user", row["content"], [_button("edit", row["id"], "Edit", "✎"), *_pager(row)])
+        return [_message("user", row["content"], [_button("edit", row["id"], "Edit", "✎"), *_pager(row)])]
     again = _button("again", row["id"], "Answer again", "↻") if row["role"] == "assistant" else ""
     footer = [again, *_pager(row), *_facts(row)]
-    return _message(row["role"], row["content"], footer, row["error"], row["sources"], _ledger(row))
+    reasoning, content = parted(row)
+    answer = _message(row["role"], content, footer, row["error"], row["sources"], _ledger(row))
+    return [*([_thought(reasoning, row["usage"])] if reasoning else []), answer]
+
+
+def _thought(reasoning: str, usage: dict[str, Any]) -> Message:
+    # "done" is folded, and unfolded by a click or the Enter key.
+    metadata = {"title": _thinking_time(usage.get("thinking_seconds") or 0), "status": "done"}
+    return {**_typed("assistant", _closed(_escaped(reasoning))), "metadata": metadata}
+
+
+def _thinking_time(seconds: float) -> str:
+    """As ``thinkingTime`` in assets/live.js."""
+    whole = max(1, round(seconds))
+    time = f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60} s"
+    return f"Thought for {time}" if seconds else "Reasoning"
 
 
 def waiting(rows: list[dict[str, Any]], running: bool) -> str:
@@ -194,6 +211,10 @@ def _facts(row: dict[str, Any]) -> list[str]:
         parts.append(f"{left_out} older turn{'s' * (left_out > 1)} left out")
     if usage.get("finish_reason") == "length":
         parts.append("cut at the token limit")
+    if usage.get("finish_reason") == "stop" and row["state"] == "done" and row.get("reasoning") and not row["content"]:
+        parts.append("ended within its reasoning")
+    if usage.get("finish_reason") == "repetition":
+        parts.append("stopped: it repeated itself")
     if row["state"] in ("stopped", "interrupted"):
         parts.append(row["state"])
     return parts

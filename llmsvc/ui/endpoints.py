@@ -92,8 +92,14 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         repetition_penalty: float | None = None,
         json_schema: str = "",
         regex: str = "",
+        thinking: str = "",
+        thinking_budget: int | None = None,
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Send a message; streams (text so far, status). What is left out comes from the settings."""
+        """Send a message; streams (text so far, status). What is left out comes from the settings.
+
+        thinking: off, on, low, medium or high, as far as the model knows it; status["reasoning"] is the reasoning so
+        far, which has at most thinking_budget tokens (0 for no bound).
+        """
         values: dict[str, Any] = {
             "temperature": temperature,
             "top_p": top_p,
@@ -106,6 +112,8 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
             "repetition_penalty": repetition_penalty,
             "json_schema": json_schema,
             "regex": regex,
+            "thinking": thinking,
+            "thinking_budget": thinking_budget,
         }
         owner = owner_of(request)
         await service.check_model(caller_of(request), model)
@@ -123,17 +131,28 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
             yield frame
 
     async def regenerate(
-        request: gr.Request, session_id: str, message_id: str
+        request: gr.Request,
+        session_id: str,
+        message_id: str,
+        thinking: str = "",
+        thinking_budget: int | None = None,
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Answer the same message again on a new branch; streams as chat does."""
-        async for frame in frames(turns.regenerate(owner_of(request), session_id, message_id)):
+        how: dict[str, Any] = {"thinking": thinking, "thinking_budget": thinking_budget}
+        async for frame in frames(turns.regenerate(owner_of(request), session_id, message_id, **how)):
             yield frame
 
     async def edit(
-        request: gr.Request, session_id: str, message_id: str, text: str
+        request: gr.Request,
+        session_id: str,
+        message_id: str,
+        text: str,
+        thinking: str = "",
+        thinking_budget: int | None = None,
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Change a message on a new branch; a user's message is answered anew, streamed as chat does."""
-        async for frame in frames(turns.edit(owner_of(request), session_id, message_id, text)):
+        how: dict[str, Any] = {"thinking": thinking, "thinking_budget": thinking_budget}
+        async for frame in frames(turns.edit(owner_of(request), session_id, message_id, text, **how)):
             yield frame
 
     async def resume(request: gr.Request, session_id: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -172,16 +191,16 @@ def _chat_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
         request: gr.Request, session_id: str, values: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """Options of one session, after changing those given; null takes one back to the default."""
-        return turns.set_session_settings(owner_of(request), session_id, values or {})
+        return service.preferences.set_session_settings(owner_of(request), session_id, values or {})
 
     async def settings_get(model: str = "") -> dict[str, Any]:
-        """Sampling and system-prompt defaults, of all models or of one."""
-        return turns.settings(model)
+        """Sampling and system-prompt defaults, of all models or of one; from_model: those that a model brings."""
+        return service.preferences.settings(model)
 
     async def settings_set(request: gr.Request, values: dict[str, Any], model: str = "") -> dict[str, Any]:
         """Change sampling and system-prompt defaults; returns all of them."""
         admin_only(request)
-        return turns.set_settings(values, model)
+        return service.preferences.set_settings(values, model)
 
     streams: dict[str, Callable[..., Any]] = {"chat": chat, "attach": attach, "continue": resume}
     again: dict[str, Callable[..., Any]] = {"regenerate": regenerate, "edit": edit}
@@ -252,7 +271,7 @@ def _add_upload(service: Service) -> None:
 def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
     def model_catalog() -> list[dict[str, Any]]:
         """Models that can be loaded."""
-        return service.catalogue.list()
+        return service.pool.catalogued()
 
     def model_search(request: gr.Request, query: str) -> list[dict[str, Any]]:
         """Models on the Hugging Face hub that can be loaded: id, bytes, parameters, downloads, gated, local."""
@@ -268,8 +287,9 @@ def _model_endpoints(service: Service) -> dict[str, Callable[..., Any]]:
     ) -> dict[str, Any]:
         """What a model would take, and whether that fits, without loading it.
 
-        Gives weights_bytes, kv_bytes_per_token, load_peak_bytes, peak_bytes (the most while it loads, or with a chat of
-        ``context`` tokens), free_bytes, fits, and the idle models that would go (evicts).
+        Gives weights_bytes, kv_bytes_per_token, state_bytes (of each chat), load_peak_bytes, peak_bytes (the most while
+        it loads, or with a chat of ``context`` tokens), free_bytes, fits, and the idle models that would go (evicts);
+        whether it runs at all or the reason, how (kind, checkpoint, served), and the tokens_per_second to expect.
         """
         await service.check_model(caller_of(request), model)
         return await asyncio.to_thread(service.pool.forecast, model, quantization, context)

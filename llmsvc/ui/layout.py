@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from llmsvc.chat.options import LIMITS
 from llmsvc.service import Service
 from llmsvc.ui import chat, files, keys, memory, models, sidebar
 
@@ -14,6 +15,16 @@ ONLY_ADMIN = '<p class="hint">Only the admin of this service can change this; ea
 NO_LOADING = '<p class="hint">Only the admin of this service loads and unloads models. You can use those above.</p>'
 KNOBS = ("system", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
 LOADING = ("context", "keep_alive")
+INFO = {
+    "temperature": "0 always takes the likeliest token",
+    "top_p": "Share of the likeliest tokens",
+    "top_k": "0 is off",
+    "min_p": "Least share of the likeliest token's chance; 0 is off",
+    "repetition_penalty": "1 is off",
+}
+"""Of those that a model may bring."""
+FROM_MODEL = "From the model"
+AS_MADE = ("As the model is made", "")
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
@@ -40,8 +51,20 @@ class Layout:
                 self.defaults = {**_knobs(), **_loading()}
                 self.common = gr.Button("Back to those of every model", visible=False, size="sm", elem_id="common")
                 self.keys = keys.Keys(self._service)
-        with gr.Sidebar(width=300, elem_id="panel", position="right", open=False):
+        with gr.Sidebar(width=300, elem_id="panel", position="right", open=False) as self.panel:
             gr.HTML('<h3 class="panel-title">This chat</h3><p class="hint">Over the defaults in Settings.</p>')
+            self.thinking = gr.Dropdown(
+                [AS_MADE], value="", label="Thinking", info="Before each answer", visible=False, elem_id="thinking"
+            )
+            self.budget = gr.Number(
+                label="Longest thinking",
+                info="In tokens; 0 is no bound",
+                precision=0,
+                minimum=LIMITS["thinking_budget"][0],
+                maximum=LIMITS["thinking_budget"][1],
+                visible=False,
+                elem_id="thinking-budget",
+            )
             self.own = _knobs()
             self.reset = gr.Button("Back to the defaults", size="sm", elem_id="reset")
             with gr.Accordion("Memory", open=False, elem_id="memory-part") as self.memory_part:
@@ -70,7 +93,6 @@ class Layout:
             "buttons": ["copy"],
             "sanitize_html": True,
             "layout": "bubble",
-            "reasoning_tags": [("<think>", "</think>")],
             "group_consecutive_messages": False,
             "latex_delimiters": chat.LATEX,
         }
@@ -126,6 +148,7 @@ class Layout:
         with gr.Row(elem_id="load-buttons") as self.load_buttons:
             self.load = gr.Button("Load", variant="primary", elem_id="load-model", scale=4)
             self.delete = gr.Button("Delete its files", elem_id="delete-model", scale=1)
+        self.suggested = gr.HTML(elem_id="suggested", js_on_load=models.JS, apply_default_css=False)
         with gr.Accordion("Find a model on Hugging Face", open=False, elem_id="hub") as self.hub:
             self.wanted = gr.Textbox(label="Search", info="By name or maker; press Enter", max_lines=1)
             self.found = gr.HTML(elem_id="found", js_on_load=models.JS, apply_default_css=False)
@@ -159,13 +182,11 @@ def _knobs() -> dict[str, Any]:
     """One component for each of KNOBS."""
     return {
         "system": gr.Textbox(lines=3, label="System prompt", info="Instructions before the conversation"),
-        "temperature": gr.Slider(0, 2, step=0.05, label="Temperature", info="0 always takes the likeliest token"),
-        "top_p": gr.Slider(0, 1, step=0.01, label="Top-p", info="Share of the likeliest tokens"),
-        "top_k": gr.Slider(0, 200, step=1, label="Top-k", info="0 is off"),
-        "min_p": gr.Slider(
-            0, 1, step=0.01, label="Min-p", info="Least share of the likeliest token's chance; 0 is off"
-        ),
-        "repetition_penalty": gr.Slider(0.5, 2, step=0.01, label="Repetition penalty", info="1 is off"),
+        "temperature": gr.Slider(*LIMITS["temperature"], step=0.05, label="Temperature", info=INFO["temperature"]),
+        "top_p": gr.Slider(0, 1, step=0.01, label="Top-p", info=INFO["top_p"]),
+        "top_k": gr.Slider(0, 200, step=1, label="Top-k", info=INFO["top_k"]),
+        "min_p": gr.Slider(0, 1, step=0.01, label="Min-p", info=INFO["min_p"]),
+        "repetition_penalty": gr.Slider(0.5, 2, step=0.01, label="Repetition penalty", info=INFO["repetition_penalty"]),
         "max_tokens": gr.Slider(16, 8192, step=16, label="Longest answer", info="In tokens"),
         "seed": gr.Textbox(label="Seed", info="A whole number repeats answers; empty is random", max_lines=1),
     }

@@ -72,7 +72,7 @@ def _card(row: dict[str, Any], current: bool, admin: bool) -> str:
         rate = f"{row['tokens_per_second']:.0f} tokens/s" if row["tokens_per_second"] else ""
         facts = [row["device"], row["dtype"], size(row["memory_bytes"])]
         facts += [f"{size(row['kv_bytes'])} of chats" if row["kv_bytes"] > 10**6 else ""]
-        facts += [f"{row['context']:,} tokens of context", "pinned" if row["pinned"] else ""]
+        facts += [f"{row['context']:,} tokens of context", row["note"], "pinned" if row["pinned"] else ""]
         facts += [f"{row['running']} running" if row["running"] else "", rate if row["running"] else ""]
         facts += [f"{row['queued']} queued" if row["queued"] else ""]
         detail = " · ".join(escape(f) for f in facts if f)
@@ -125,7 +125,7 @@ def _server(row: dict[str, Any]) -> str:
 def found(rows: list[dict[str, Any]]) -> str:
     """What the hub found."""
     if not rows:
-        return hint("The hub has no model for text with safetensors weights of that name. Try fewer words.")
+        return hint("The hub has no model of that name that writes text. Try fewer words.")
     return f'<div class="models">{"".join(map(_found, rows))}</div>'
 
 
@@ -136,12 +136,37 @@ def _found(row: dict[str, Any]) -> str:
         size(row["bytes"]) if row["bytes"] else "",
     ]
     facts += [f"{_count(row['downloads'])} downloads", "on this machine" * row["local"]]
-    facts += ["gated: accept its licence there first" * row["gated"]]
+    facts += ["gated: accept its licence there first" * row["gated"], row["served"], rate(row)]
     page = f'<a href="https://huggingface.co/{name}" target="_blank" rel="noopener">About it</a>'
+    choose = _button("choose", "Choose", row["id"]) if row["runs"] else ""
     return (
-        f'<div class="card"><div><b>{name}</b><p>{escape(" · ".join(filter(None, facts)))}</p></div>'
-        f'<div class="actions">{page}{_button("choose", "Choose", row["id"])}</div></div>'
+        f'<div class="card {"" if row["runs"] else "failed"}"><div><b>{name}</b>'
+        f"<p>{escape(' · '.join(filter(None, facts)))}</p>{_refused(row)}</div>"
+        f'<div class="actions">{page}{choose}</div></div>'
     )
+
+
+def _refused(row: dict[str, Any]) -> str:
+    return "" if row["runs"] else f"<p>Will not run here: {escape(row['reason'])}</p>"
+
+
+def rate(row: dict[str, Any]) -> str:
+    """How fast a model is expected to be; nothing where that cannot be said."""
+    speed = row["tokens_per_second"]
+    return f"about {speed:.{0 if speed >= 10 else 1}f} tokens/s here" if speed else ""
+
+
+def suggested(rows: list[dict[str, Any]]) -> str:
+    """Better models than the embedded one, to choose with one click; nothing where there are none."""
+    if not rows:
+        return ""
+    cards = "".join(
+        f'<div class="card"><div><b>{escape(row["id"])}</b><p>{escape(row["why"])} · {size(row["bytes"])}</p></div>'
+        f'<div class="actions">{_button("choose", "Choose", row["id"])}</div></div>'
+        for row in rows
+    )
+    said = "The model that comes along is a small one to begin with. Better ones for this machine:"
+    return f'{hint(said)}<div class="models">{cards}</div>'
 
 
 def _count(number: int) -> str:
@@ -157,19 +182,24 @@ def hint(text: str) -> str:
 
 
 def forecast(row: dict[str, Any]) -> str:
-    """What a model would take, as a bar against what is free."""
+    """What a model would take, as a bar against what is free, how it would run and how fast; or why it would not."""
+    if not row["runs"]:
+        return refusal(f"It will not run here: {row['reason']}")
     whole = max(row["free_bytes"], row["peak_bytes"], 1)
     share = {name: 100 * row[name] / whole for name in ("weights_bytes", "peak_bytes", "free_bytes")}
-    kv = size(1000 * row["kv_bytes_per_token"])
+    kv = size(1000 * row["kv_bytes_per_token"]) + " for each 1,000 tokens of a chat"
+    kv += f" and {size(row['state_bytes'])} for the chat itself" * bool(row["state_bytes"])
     verdict = "It fits." if row["fits"] else "It does not fit. Choose a smaller model, int8 or nf4, or unload others."
     if row["evicts"]:
         verdict = f"It fits once {', '.join(_short(i) for i in row['evicts'])} made room, which happens by itself."
+    how = "; ".join(filter(None, (row["served"], rate(row))))
+    how = f"{how[0].upper()}{how[1:]}. " if how else ""
     return (
         f'<div class="forecast {"fits" if row["fits"] else "over"}"><div class="bar">'
         f'<u style="width:{share["peak_bytes"]:.1f}%"></u><i style="width:{share["weights_bytes"]:.1f}%"></i>'
         f'<s style="left:min({share["free_bytes"]:.1f}%, calc(100% - 2px))"></s></div>'
-        f"<p>{size(row['weights_bytes'])} of weights, {kv} for each 1,000 tokens of a chat, at most "
-        f"{size(row['peak_bytes'])} · {size(row['free_bytes'])} free. <b>{escape(verdict)}</b></p></div>"
+        f"<p>{size(row['weights_bytes'])} of weights, {kv}, at most "
+        f"{size(row['peak_bytes'])} · {size(row['free_bytes'])} free. {escape(how)}<b>{escape(verdict)}</b></p></div>"
     )
 
 

@@ -10,15 +10,17 @@ from typing import Any
 import gradio as gr
 
 from llmsvc.accounts import Caller
+from llmsvc.chat.options import nearest
 from llmsvc.chat.turn import can_continue
 from llmsvc.errors import BadRequest, LlmsvcError, NotFound
+from llmsvc.models.catalogue import SMOLLM2
 from llmsvc.models.memory import size
 from llmsvc.service import Service
 from llmsvc.ui import chat, files, memory, models, sidebar
 from llmsvc.ui.endpoints import add_endpoints
 from llmsvc.ui.identity import admin_only, caller_of, owner_of
 from llmsvc.ui.keys import Keys
-from llmsvc.ui.layout import KNOBS, LOADING, Layout
+from llmsvc.ui.layout import AS_MADE, FROM_MODEL, INFO, KNOBS, LOADING, Layout
 from llmsvc.ui.lean import LeanBlocks
 from llmsvc.ui.tabs import Tab, Tabs
 
@@ -47,6 +49,8 @@ class View:
     file_list: Any = None
     file_text: Any = None
     go: Any = None
+    thinking: Any = None
+    budget: Any = None
 
     def values(self) -> tuple[Any, ...]:
         found = (getattr(self, f.name) for f in fields(self))
@@ -110,7 +114,7 @@ class Page:
             [on.models_tab.select, on.choice.change, on.quantization.change],
             self.on_forecast,
             [on.choice, on.quantization],
-            [on.forecast],
+            [on.forecast, on.load],
             queue=False,
             **private,
         )
@@ -125,7 +129,9 @@ class Page:
             **private,
         )
         on.wanted.submit(self.on_wanted, [on.wanted], [on.found], queue=False, **private | {"show_progress": "full"})
-        on.found.select(self.on_found, None, [on.choice], queue=False, **private)
+        on.models_tab.select(self.on_suggested, None, [on.suggested], queue=False, **private)
+        for cards in (on.found, on.suggested):
+            cards.select(self.on_found, None, [on.choice], queue=False, **private)
         servers: dict[str, Any] = {"outputs": [on.servers], "queue": False, **private}
         on.models_tab.select(self.on_servers_shown, None, **servers)
         on.servers.select(self.on_server, None, **servers)
@@ -143,14 +149,18 @@ class Page:
         parts = [on.only_admin, on.no_loading, on.load_buttons, on.hub, on.remote, on.keys.box]
         demo.load(self.on_defaults_shown, None, [*defaults, *parts], **private)
         on.saved.change(self.on_own_shown, [on.saved], [*own, on.links], **private)
-        on.reset.click(self.on_reset, [on.saved], own, **private)
+        on.panel.expand(self.on_own_sampling, [on.saved], [on.own[name] for name in INFO], **private)
+        on.reset.click(self.on_reset, [on.saved], [*own, on.thinking, on.budget], **private)
         on.whose.change(self.on_whose, [on.whose], [*defaults, on.common], **private)
         on.common.click(self.on_common, [on.whose], [*defaults, on.common], **private)
-        saved = [(knob, self._default_saver(name), [on.whose, knob]) for name, knob in on.defaults.items()]
-        saved += [(knob, self._own_saver(name), [on.saved, knob]) for name, knob in on.own.items()]
-        for knob, save, given in saved:
+        saved = [(name, knob, self._default_saver(name), [on.whose, knob]) for name, knob in on.defaults.items()]
+        saved += [(name, knob, self._own_saver(name), [on.saved, knob]) for name, knob in on.own.items()]
+        budget = "thinking_budget"
+        saved.append((budget, on.budget, self._own_saver(budget), [on.saved, on.budget]))
+        for name, knob, save, given in saved:
             changed = [knob.release] if isinstance(knob, gr.Slider) else [knob.blur, knob.submit]
-            gr.on(changed, save, given, None, **private)
+            gr.on(changed, save, given, [knob] if name in INFO else None, **private)
+        on.thinking.input(self._own_saver("thinking"), [on.saved, on.thinking], None, **private)
 
     # What changes by itself
 
@@ -180,7 +190,7 @@ class Page:
         model = service.sessions.row(owner, here)["model"] if here else service.default_model
         listed = await asyncio.to_thread(self._list, owner, tab, query) if query else self._list(owner, tab, "")
         news = View(chip=self._chip(owner, model, rows), table=self._table(owner, rows, model), list=listed)
-        news = news.over(self._files(tab, here))
+        news = news.over(self._files(tab, here)).over(self._thinking(owner, tab, model))
         if tab.missed > 1:
             tab.mounted = ()
             whole = self._show(tab.session_id, request, listed=False)
@@ -333,15 +343,15 @@ class Page:
         listed = await asyncio.to_thread(self._service.catalogue.list)
         return gr.update(choices=models.choices(listed))
 
-    async def on_forecast(self, model_id: str, quantization: str, request: gr.Request) -> str:
-        """What the chosen model would take; what is wrong with it stands in its place."""
+    async def on_forecast(self, model_id: str, quantization: str, request: gr.Request) -> tuple[str, Any]:
+        """What the chosen model would take; what is wrong with it stands in its place. Only what runs can be loaded."""
         model_id = (model_id or "").strip()
         try:
             await self._service.check_model(caller_of(request), model_id)
             row = await asyncio.to_thread(self._service.pool.forecast, model_id, quantization)
         except LlmsvcError as error:
-            return models.refusal(str(error))
-        return models.forecast(row)
+            return models.refusal(str(error)), gr.update(interactive=True)
+        return models.forecast(row), gr.update(interactive=row["runs"])
 
     async def on_delete_model(self, model_id: str, request: gr.Request) -> Any:
         """Delete the files of the chosen model; nothing when it was not confirmed."""
@@ -359,6 +369,13 @@ class Page:
             return models.found(await asyncio.to_thread(self._service.pool.search, query or ""))
         except LlmsvcError as error:
             return models.refusal(str(error))
+
+    async def on_suggested(self, request: gr.Request) -> str:
+        """Better models than the embedded one, for the admin who uses that one and can reach the hub."""
+        small = self._service.default_model == SMOLLM2.id
+        if not (small and caller_of(request).admin):
+            return ""
+        return models.suggested(await asyncio.to_thread(self._service.pool.suggested))
 
     async def on_found(self, event: gr.EventData) -> str:
         """Put it where models are loaded, which tells what it would take."""
@@ -400,8 +417,8 @@ class Page:
 
     async def on_defaults_shown(self, request: gr.Request) -> tuple[Any, ...]:
         """The defaults, and only those buttons that this visitor may use."""
-        admin, values = caller_of(request).admin, _default_values(self._service.turns.settings())
-        knobs = values if admin else tuple(gr.update(value=value, interactive=False) for value in values)
+        admin, values = caller_of(request).admin, self._default_values("")
+        knobs = values if admin else tuple({**_as_update(value), "interactive": False} for value in values)
         shows = (not admin, not admin, admin, admin, admin, Keys.may(request))
         return *knobs, *(gr.update(visible=shown) for shown in shows)
 
@@ -412,46 +429,80 @@ class Page:
     async def on_whose(self, model_id: str, request: gr.Request) -> tuple[Any, ...]:
         """The defaults of every model, or of one."""
         shown = gr.update(visible=bool(model_id) and caller_of(request).admin)
-        return *_default_values(self._service.turns.settings(model_id or "")), shown
+        return *self._default_values(model_id or ""), shown
 
     async def on_common(self, model_id: str, request: gr.Request) -> tuple[Any, ...]:
         """Take back what one model has of its own."""
         admin_only(request)
-        self._service.turns.set_settings(dict.fromkeys((*KNOBS, *LOADING)), model_id)
+        self._service.preferences.set_settings(dict.fromkeys((*KNOBS, *LOADING)), model_id)
         return await self.on_whose(model_id, request)
 
     async def on_own_shown(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
-        owner, turns = owner_of(request), self._service.turns
+        owner = owner_of(request)
         here = self._here(owner, str(saved or ""))
-        values = turns.session_settings(owner, here) if here else turns.settings()
-        return *_knob_values(values), _links(here)
+        return *self._own_values(owner, here), _links(here)
+
+    async def on_own_sampling(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
+        """What the model brings, which may have been loaded since; nothing that one may be typing."""
+        owner, tab = owner_of(request), self._tab(request, saved)
+        values = self._own_values(owner, self._here(owner, tab.session_id), tab.settings)
+        return tuple(value for name, value in zip(KNOBS, values, strict=True) if name in INFO)
 
     async def on_reset(self, saved: str, request: gr.Request) -> tuple[Any, ...]:
-        owner, tab, turns = owner_of(request), self._tab(request, saved), self._service.turns
+        owner, tab = owner_of(request), self._tab(request, saved)
         tab.settings = {}
-        if here := self._here(owner, tab.session_id):
-            return _knob_values(turns.set_session_settings(owner, here, dict.fromkeys(KNOBS)))
-        return _knob_values(turns.settings())
+        here = self._here(owner, tab.session_id)
+        if here:
+            nothing = dict.fromkeys((*KNOBS, "thinking", "thinking_budget"))
+            self._service.preferences.set_session_settings(owner, here, nothing)
+        row = self._service.sessions.row(owner, here) if here else {"model": self._service.default_model}
+        tab.thinking = ()
+        thinking = self._thinking(owner, tab, row["model"])
+        return *self._own_values(owner, here), thinking.thinking, thinking.budget
+
+    def _own_values(self, owner: str, here: str, chosen: dict[str, Any] | None = None) -> tuple[Any, ...]:
+        """Of the open chat, or of one that is still to begin, for which options are ``chosen`` already."""
+        preferences, sessions = self._service.preferences, self._service.sessions
+        if not here:
+            model = self._service.default_model
+            chosen = chosen or {}
+            return _knob_values({**preferences.settings(model), **chosen}, preferences.from_model(model, chosen))
+        row = sessions.row(owner, here)
+        return _knob_values(
+            preferences.session_settings(owner, here), preferences.from_model(row["model"], row["settings"])
+        )
+
+    def _default_values(self, model: str) -> tuple[Any, ...]:
+        """The defaults of every model, or of one."""
+        values = self._service.preferences.settings(model)
+        knobs = _knob_values(values, self._service.preferences.from_model(model))
+        return *knobs, *(values[name] for name in LOADING)
 
     def _default_saver(self, name: str) -> Callable[..., Any]:
-        async def save(model_id: str, value: Any, request: gr.Request) -> None:
-            turns = self._service.turns
+        async def save(model_id: str, value: Any, request: gr.Request) -> Any:
+            preferences = self._service.preferences
             admin_only(request)
             given = _typed_in(name, value)
-            if turns.settings(model_id or "")[name] != given:
-                turns.set_settings({name: given}, model_id or "")
+            if changes := preferences.settings(model_id or "")[name] != given:
+                preferences.set_settings({name: given}, model_id or "")
+            return _as_own(name, changes)
 
         return save
 
     def _own_saver(self, name: str) -> Callable[..., Any]:
-        async def save(saved: str, value: Any, request: gr.Request) -> None:
-            owner, tab, turns = owner_of(request), self._tab(request, saved), self._service.turns
+        async def save(saved: str, value: Any, request: gr.Request) -> Any:
+            owner, tab, preferences = owner_of(request), self._tab(request, saved), self._service.preferences
             change = {name: _typed_in(name, value)}
-            if here := self._here(owner, tab.session_id):
-                if turns.session_settings(owner, here)[name] != change[name]:
-                    turns.set_session_settings(owner, here, change)
-            elif turns.settings()[name] != change[name]:
+            here, model = self._here(owner, tab.session_id), self._service.default_model
+            before = (
+                preferences.session_settings(owner, here) if here else {**preferences.settings(model), **tab.settings}
+            )
+            changes = before[name] != change[name]
+            if changes and here:
+                preferences.set_session_settings(owner, here, change)
+            elif changes:
                 tab.settings |= change  # kept until the first message makes the chat
+            return _as_own(name, changes)
 
         return save
 
@@ -488,20 +539,24 @@ class Page:
         tab.turn = turn.id if turn else ""
         tab.told = f"{tab.session_id} {tab.turn} {tab.version}"
         history, recent = self._parts(tab, messages, turn.message_id if turn else "")
-        return View(
-            saved=tab.session_id,
-            history=history,
-            recent=recent,
-            live=[] if turn is None else None,
-            box=_box(running=turn is not None),
-            list=self._list(owner, tab, "") if listed else None,
-            more=gr.update(visible=turn is None and bool(messages) and can_continue(messages[-1])),
-            earlier=gr.update(visible=bool(messages) and messages[0]["depth"] > 1),
-            waiting=self._waiting(session),
-            editing=chat.editing(tab.editing[0], note),
-            chip=self._chip(owner, session["model"], self._service.pool.list()),
-            go=tab.told,
-        ).over(self._files(tab, tab.session_id))
+        return (
+            View(
+                saved=tab.session_id,
+                history=history,
+                recent=recent,
+                live=[] if turn is None else None,
+                box=_box(running=turn is not None),
+                list=self._list(owner, tab, "") if listed else None,
+                more=gr.update(visible=turn is None and bool(messages) and can_continue(messages[-1])),
+                earlier=gr.update(visible=bool(messages) and messages[0]["depth"] > 1),
+                waiting=self._waiting(session),
+                editing=chat.editing(tab.editing[0], note),
+                chip=self._chip(owner, session["model"], self._service.pool.list()),
+                go=tab.told,
+            )
+            .over(self._files(tab, tab.session_id))
+            .over(self._thinking(owner, tab, session["model"]))
+        )
 
     def _parts(self, tab: Tab, messages: list[dict[str, Any]], running: str) -> tuple[Any, Any]:
         """What stands in the long part of the conversation, which is sent rarely, and in the short one after it."""
@@ -518,20 +573,40 @@ class Page:
         """A chat that is still to begin."""
         tab.open("")
         tab.version, tab.last_asked, tab.turn, tab.told, tab.shown = 0, "", "", "", "0 "
+        return (
+            View(
+                saved="",
+                history=[],
+                recent=[],
+                live=[],
+                go="",
+                box=_box(running=False),
+                list=self._list(owner, tab, query),
+                more=gr.update(visible=False),
+                earlier=gr.update(visible=False),
+                waiting="",
+                editing=chat.editing("", note),
+                chip=self._chip(owner, self._service.default_model, self._service.pool.list()),
+            )
+            .over(self._files(tab, ""))
+            .over(self._thinking(owner, tab, self._service.default_model))
+        )
+
+    def _thinking(self, owner: str, tab: Tab, model: str) -> View:
+        """What this chat's model can be told of thinking, if it is not what is shown; nothing where it knows none."""
+        preferences = self._service.preferences
+        here = self._here(owner, tab.session_id)
+        chosen = preferences.session_settings(owner, here) if here else {**preferences.settings(model), **tab.settings}
+        modes = preferences.modes(model) or ()
+        before, mode = tab.thinking, nearest(chosen["thinking"], modes)
+        tab.thinking = (modes, mode, chosen["thinking_budget"])
+        if tab.thinking == before:
+            return View()
+        choices = [AS_MADE, *((name.capitalize(), name) for name in modes)]
         return View(
-            saved="",
-            history=[],
-            recent=[],
-            live=[],
-            go="",
-            box=_box(running=False),
-            list=self._list(owner, tab, query),
-            more=gr.update(visible=False),
-            earlier=gr.update(visible=False),
-            waiting="",
-            editing=chat.editing("", note),
-            chip=self._chip(owner, self._service.default_model, self._service.pool.list()),
-        ).over(self._files(tab, ""))
+            thinking=gr.update(choices=choices, value=mode, visible=bool(modes)),
+            budget=gr.update(value=chosen["thinking_budget"], visible=bool(modes)),
+        )
 
     def _files(self, tab: Tab, session_id: str) -> View:
         """The files of the open chat, if they are not what is shown."""
@@ -602,7 +677,7 @@ class Page:
     def _new_session(self, owner: str, tab: Tab) -> str:
         session_id = str(self._service.sessions.create(owner)["id"])
         if tab.settings:
-            self._service.turns.set_session_settings(owner, session_id, tab.settings)
+            self._service.preferences.set_session_settings(owner, session_id, tab.settings)
         tab.version = 0
         return session_id
 
@@ -644,18 +719,29 @@ def _links(session_id: str) -> str:
     )
 
 
-def _knob_values(values: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple("" if values[name] is None else values[name] for name in KNOBS)
+def _knob_values(values: dict[str, Any], from_model: set[str]) -> tuple[Any, ...]:
+    """With a word at those that the model brings."""
+    shown = {name: "" if values[name] is None else values[name] for name in KNOBS}
+    infos = {name: FROM_MODEL if name in from_model else info for name, info in INFO.items()}
+    return tuple(gr.update(value=v, info=infos[name]) if name in infos else v for name, v in shown.items())
 
 
-def _default_values(values: dict[str, Any]) -> tuple[Any, ...]:
-    return *_knob_values(values), *(values[name] for name in LOADING)
+def _as_own(name: str, changed: bool) -> Any:
+    """What a knob says that the model does not set any more."""
+    if name not in INFO:
+        return None
+    return gr.update(info=INFO[name]) if changed else gr.skip()
+
+
+def _as_update(value: Any) -> dict[str, Any]:
+    update: dict[str, Any] = value if isinstance(value, dict) else gr.update(value=value)
+    return update
 
 
 def _typed_in(name: str, value: Any) -> Any:
     """A seed is typed as text, and empty is none."""
     if name != "seed":
-        return 0 if value is None and name in LOADING else value
+        return 0 if value is None and name in (*LOADING, "thinking_budget") else value
     text = str(value or "").strip()
     if text and not text.isdecimal():
         raise BadRequest("A seed is a whole number from 0, or empty.")

@@ -24,6 +24,8 @@ class Tab:
     """The messages in the long part of the conversation."""
     files: tuple[str, int] = ("", -1)
     """The session whose files are shown, and their version."""
+    thinking: tuple[Any, ...] = ()
+    """The modes of thinking that are offered, the chosen one, and its bound."""
     editing: tuple[str, str] = ("", "")
     """"message" or "queued", and its id, while the composer holds a message that is being changed."""
     last_asked: str = ""

@@ -51,7 +51,7 @@ def test_an_answer_by_a_schema(api) -> None:
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_call_and_its_result(api, streamed) -> None:
-    asked = {"input": [OSLO], "tools": [TOOL], "tool_choice": "required", **ASK}
+    asked = {"input": [OSLO], "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, **ASK}
     if streamed:
         with api.responses.stream(**asked) as stream:
             answer = stream.get_final_response()

@@ -241,17 +241,31 @@ def test_settings_go_from_all_to_model_to_session_to_message(client, session) ->
 # What is exported can be brought back
 
 texts = st.text(max_size=60) | st.sampled_from(
-    ["## User", "\\## Assistant\n\n", "# Title\n## System\n", "\r\n## User\r\n", "```\n## User\n```", "\n\n", ""]
+    [
+        "## User",
+        "\\## Assistant\n\n",
+        "# Title\n## System\n",
+        "\r\n## User\r\n",
+        "```\n## User\n```",
+        "\n\n",
+        "",
+        "</details>\n\n> x",
+        "<details><summary>Reasoning</summary>\n\n> x\n\n</details>\n\n",
+    ]
 )
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(max_size=20), st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), texts), min_size=1))
-def test_markdown_brings_back_every_message(title: str, said: list[tuple[str, str]]) -> None:
-    rows = [transfer.message(role, text.replace("\r", ""), "t") for role, text in said]
+@given(
+    st.text(max_size=20),
+    st.lists(st.tuples(st.sampled_from(["user", "assistant", "system"]), texts, st.just("") | texts), min_size=1),
+)
+def test_markdown_brings_back_every_message(title: str, said: list[tuple[str, str, str]]) -> None:
+    plain = [(role, text.replace("\r", ""), thought.replace("\r", "")) for role, text, thought in said]
+    rows = [transfer.message(role, text, "t", reasoning=thought) for role, text, thought in plain]
     session = {"title": " ".join(title.split()) or "A chat", "messages": transfer.tree(rows)}
     found = transfer.read(transfer.to_markdown(session))
-    assert [(m["role"], m["content"]) for m in found.messages] == [(m["role"], m["content"]) for m in rows]
+    assert [(m["role"], m["content"], m["reasoning"]) for m in found.messages] == plain
 
 
 @settings(max_examples=100, deadline=None)

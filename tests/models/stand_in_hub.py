@@ -25,7 +25,7 @@ class StandInHub:
         """Files that were sent, and from which byte on."""
         self.searched: list[dict[str, list[str]]] = []
         self.goes_on = threading.Event()
-        """While it is not set, no file is sent further than ``stops_at``."""
+        """While it is not set, no large file is sent further than ``stops_at``."""
         self.goes_on.set()
         self.stops_at = 0
         hub = self
@@ -121,7 +121,7 @@ class StandInHub:
             with path.open("rb") as file:
                 file.seek(first)
                 while (at := file.tell()) <= last:
-                    if at >= self.stops_at:
+                    if at >= self.stops_at and path.suffix in LARGE:
                         self.goes_on.wait()
                     request.wfile.write(file.read(min(BLOCK, last + 1 - at)))
         except OSError:  # who asked went away

@@ -116,7 +116,7 @@ def test_a_part_of_the_language_model_that_is_gone_is_missed(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["blip-2", "kosmos-2"])
 def test_what_answers_no_text_alone_is_refused(tmp_path: Path, kind: str) -> None:
     saved(kind, tmp_path / "model")
-    with pytest.raises(BadRequest, match="answers no text that comes alone"):
+    with pytest.raises(BadRequest, match="answers only together with a picture or a sound"):
         load(tmp_path / "model", "cpu", "none", nothing)
 
 
