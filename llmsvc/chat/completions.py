@@ -369,6 +369,8 @@ def _chat(pooled: PooledModel, loaded: LoadedModel, ask: Ask, chosen: Row, sampl
         raise BadRequest("There are no messages. Send at least one.")
     if pooled.remote and ask.variables:
         raise BadRequest("A model on another server takes no chat_template_kwargs. Leave them out.")
+    if chosen["system"].strip() and not any(message["role"] == "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": chosen["system"]})
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         begun = messages.pop()
     words, reasoning = begun.get("content", "").rstrip(), begun.get("reasoning", "")

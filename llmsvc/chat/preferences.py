@@ -70,10 +70,13 @@ class Preferences:
             options.check_mode(mode, modes, model)
 
     def _brought(self, model: str) -> Row:
-        """The sampling that a loaded model was published with."""
-        pooled = self._pool.get(model) if model else None
+        """The sampling that a loaded model was published with, and the system prompt that we know to suit it."""
+        if not model:
+            return {}
+        pooled, system = self._pool.get(model), self._pool.catalogue.entry(model).system
         loaded = pooled.loaded if pooled is not None else None
-        return options.brought(loaded.sampling) if loaded is not None else {}
+        sampling = options.brought(loaded.sampling) if loaded is not None else {}
+        return {**sampling, "system": system} if system else sampling
 
     def _layers(self, model: str) -> list[Row]:
         return [self._db.setting("sampling"), self._db.setting(f"sampling:{model}") if model else {}]

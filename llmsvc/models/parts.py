@@ -19,7 +19,7 @@ _SENSES = re.compile(
     r"|(^|\.)generation_(embeddings|aligner|head)\.|^(blocks|mlp1)\."
 )
 """How parts that see or hear are called in files, by the models of transformers' image-text-to-text mapping."""
-SENSE = re.compile("vision|audio|image|speech|sound")
+SENSE = re.compile("vision|audio|image|speech|sound|^vq_")
 """How configurations of such parts are called within a model's."""
 _GUESSES = re.compile(r"(^|\.)mtp(\.|_)")
 """Layers that guess several tokens ahead, which transformers leaves out."""
@@ -67,7 +67,7 @@ def model_class(config: Any, *, keep_quantised: bool = False) -> tuple[Any, Any]
             f'This version of transformers has no class that writes text for models of the type "{config.model_type}". '
             "Choose another model."
         )
-    if text is config or made.config_class is type(text):
+    if made.config_class is type(text) and not composite(text.to_dict()):
         return made, text
     from llmsvc.models.text_only import text_only
 

@@ -13,11 +13,15 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
+from llmsvc.errors import BadRequest
 from llmsvc.models.parts import SENSE
 
 
 def text_only(whole: Any) -> Any:
-    """A class like ``whole`` whose models have no parts but the language model's; ``left_out`` names the others."""
+    """A class like ``whole`` whose models have no parts but the language model's; ``left_out`` names the others.
+
+    Building one raises BadRequest where the language model cannot be told from them.
+    """
 
     def build(self: Any, config: Any, *args: Any, **options: Any) -> None:
         try:
@@ -25,7 +29,13 @@ def text_only(whole: Any) -> Any:
                 whole.__init__(self, config, *args, **options)
         except Exception:  # it asks something of those parts, which then have to be there
             whole.__init__(self, config, *args, **options)
-        self.left_out = strip(self)
+        try:
+            self.left_out = strip(self)
+        except NotImplementedError:
+            raise BadRequest(
+                "This version of transformers cannot take the language model out of a model of the type "
+                f'"{config.model_type}". Choose another model.'
+            ) from None
 
     return type(whole.__name__, (whole,), {"__init__": build, "__module__": whole.__module__})
 

@@ -10,7 +10,8 @@ from llmsvc.service import Service
 from llmsvc.ui import chat, files, keys, memory, models, sidebar
 
 GREETING = """<div class="greeting"><h2>What shall we talk about?</h2>
-<p>Every chat is kept on this machine. Enter sends, Shift+Enter starts a new line.</p></div>"""
+<p>Every chat is kept on this machine. Enter sends, Shift+Enter starts a new line.</p>{note}</div>"""
+BETTER = "The Models tab offers better ones for this machine."
 ONLY_ADMIN = '<p class="hint">Only the admin of this service can change this; each chat has its own, at the right.</p>'
 NO_LOADING = '<p class="hint">Only the admin of this service loads and unloads models. You can use those above.</p>'
 KNOBS = ("system", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed")
@@ -98,7 +99,9 @@ class Layout:
         }
         with gr.Column(elem_id="scroll"):
             self.earlier = gr.Button("Show earlier", visible=False, size="sm", elem_id="earlier")
-            self.history = gr.Chatbot(elem_id="history", placeholder=GREETING, label="Conversation", **look)
+            note = self._service.pool.catalogue.entry(self._service.default_model).note
+            greeting = GREETING.format(note=f"<p>{note} {BETTER}</p>" if note else "")
+            self.history = gr.Chatbot(elem_id="history", placeholder=greeting, label="Conversation", **look)
             self.recent = gr.Chatbot(elem_id="recent", label="Newest messages", **look)
             self.live = gr.Chatbot(elem_id="live", label="Running answer", **look)
             self.more = gr.Button("Continue", visible=False, size="sm", elem_id="continue")

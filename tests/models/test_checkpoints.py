@@ -1,18 +1,26 @@
 """Checkpoints that come quantised, damaged, as adapters, or as something else than a chat model."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import packing
 import pytest
-import random_models
 import torch
-from packing import awq, configure, eights, fours, gptq, integers, likeness, mlx, plain, reference, repack
+from layouts import (
+    BITSANDBYTES,
+    FP8,
+    LAYOUTS,
+    MODELS,
+    UNREADABLE,
+    bitsandbytes_model,
+    gpt_oss,
+    model_config,
+    packed_model,
+)
+from packing import configure, likeness, plain, reference, repack
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BertConfig, BitsAndBytesConfig, GptOssConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig
 
 from llmsvc.errors import BadRequest, LlmsvcError
 from llmsvc.models import quantised
@@ -20,77 +28,8 @@ from llmsvc.models.convert import convert
 from llmsvc.models.headers import TensorInfo
 from llmsvc.models.loader import LoadedModel, check_folder, load
 
-FP8, INT8 = torch.float8_e4m3fn, torch.int8
-
 
 def nothing(*_: Any) -> None: ...
-
-
-def compressed(form: str, **weights: Any) -> dict[str, Any]:
-    group = {"targets": ["Linear"], "weights": {"symmetric": True, "group_size": None, **weights}}
-    return {"quant_method": "compressed-tensors", "format": form, "config_groups": {"group_0": group}}
-
-
-LAYOUTS: dict[str, tuple[packing.Packer, dict[str, Any]]] = {
-    "gptq": (gptq(4, 32), {"quant_method": "gptq", "bits": 4, "group_size": 32}),
-    "gptq 8 bits, in order of activations": (
-        gptq(8, 64, shuffled=True),
-        {"quant_method": "gptq", "bits": 8, "group_size": 64, "desc_act": True},
-    ),
-    "gptq 3 bits, second format": (
-        gptq(3, 32, second=True),
-        {"quant_method": "gptq", "bits": 3, "group_size": 32, "checkpoint_format": "gptq_v2"},
-    ),
-    "auto-round": (
-        gptq(4, 32),
-        {"quant_method": "auto-round", "bits": 4, "sym": False, "packing_format": "auto_round:auto_gptq"},
-    ),
-    "awq": (awq(32), {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}),
-    "fp8 in blocks": (
-        eights(FP8, (48, 48), "weight_scale_inv"),
-        {"quant_method": "fp8", "weight_block_size": [48, 48], "activation_scheme": "dynamic"},
-    ),
-    "fp8 with one scale": (
-        eights(FP8, (0, 0), "weight_scale_inv", "activation_scale"),
-        {"quant_method": "fp8", "activation_scheme": "static"},
-    ),
-    "fp8 by rows": (eights(FP8, (1, 0)), {"quant_method": "fbgemm_fp8"}),
-    "compressed-tensors fp8": (
-        eights(FP8, (1, 0), inputs="input_scale"),
-        compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
-    ),
-    "compressed-tensors int8": (
-        eights(INT8, (1, 0)),
-        compressed("int-quantized", num_bits=8, type="int", strategy="channel"),
-    ),
-    "compressed-tensors int4": (
-        integers(4, 32, zeros=True),
-        compressed("pack-quantized", num_bits=4, type="int", strategy="group", group_size=32, symmetric=False),
-    ),
-    "compressed-tensors int8 packed": (
-        integers(8, 0, zeros=False),
-        compressed("pack-quantized", num_bits=8, type="int", strategy="channel"),
-    ),
-    "compressed-tensors nvfp4": (
-        fours(16, "weight_global_scale"),
-        compressed("nvfp4-pack-quantized", num_bits=4, type="float", strategy="tensor_group", group_size=16),
-    ),
-    "compressed-tensors mxfp4": (
-        fours(32),
-        compressed("mxfp4-pack-quantized", num_bits=4, type="float", strategy="group", group_size=32),
-    ),
-    "modelopt nvfp4": (fours(16, "weight_scale_2"), {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
-    "mlx": (mlx(4, 32), {"group_size": 32, "bits": 4}),
-    "mlx 6 bits": (mlx(6, 64), {"group_size": 64, "bits": 6, "mode": "affine"}),
-    "mlx mxfp4": (mlx(4, 32, "mxfp4"), {"group_size": 32, "bits": 4, "mode": "mxfp4"}),
-}
-MODELS = ("llama", "qwen2", "qwen3-moe")
-
-
-def model_config(name: str) -> Any:
-    made = random_models.config(name, random.Random(MODELS.index(name)), vocabulary=300)
-    made.tie_word_embeddings = False
-    return made
 
 
 def quick_load(folder: Path, **options: Any) -> LoadedModel:
@@ -100,13 +39,11 @@ def quick_load(folder: Path, **options: Any) -> LoadedModel:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_quantised_weights_are_what_they_stand_for(tmp_path: Path, layout: str, model: str) -> None:
-    packer, settings = LAYOUTS[layout]
-    folder = plain(model_config(model), tmp_path / "model")
-    key = "quantization" if layout.startswith("mlx") else "quantization_config"
-    meant = repack(folder, packer, settings, key, also="embed_tokens.weight" if key == "quantization" else "")
+    folder, settings = tmp_path / "model", LAYOUTS[layout][1]
+    meant = packed_model(layout, model, folder)
     loaded = quick_load(folder)
     assert likeness(loaded.model, reference(folder, meant)) > 0.9999
-    assert loaded.checkpoint == quantised.checkpoint_kind({key: settings})
+    assert loaded.checkpoint == quantised.checkpoint_kind({"quantization_config": settings})
     assert loaded.dtype == "fp32"
 
 
@@ -124,33 +61,8 @@ def test_the_forecast_knows_the_shapes_of_packed_weights(tmp_path: Path, layout:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_gpt_oss_as_published(tmp_path: Path, seed: int) -> None:
-    wide, dice = 64 + 32 * seed, np.random.default_rng(seed)
-    config = GptOssConfig(
-        vocab_size=300,
-        hidden_size=wide,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-    )
-    folder = plain(config, tmp_path / "model")
-    meant, stored = load_file(folder / "model.safetensors"), {}
-    for name, weight in list(meant.items()):
-        if not name.endswith(("gate_up_proj", "down_proj")):
-            stored[name] = weight
-            continue
-        experts, columns, out = weight.shape
-        codes = dice.integers(0, 16, (experts, out, columns // 32, 32))
-        exponents = dice.integers(121, 125, (experts, out, columns // 32)).astype(np.uint8)
-        values = packing.E2M1[codes] * 2.0 ** (exponents[..., None].astype(np.float32) - 127)
-        meant[name] = torch.from_numpy(values.reshape(experts, out, columns).swapaxes(1, 2).astype(np.float32).copy())
-        stored[f"{name}_blocks"] = torch.from_numpy((codes[..., 0::2] | codes[..., 1::2] << 4).astype(np.uint8))
-        stored[f"{name}_scales"] = torch.from_numpy(exponents)
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    configure(folder, quantization_config={"quant_method": "mxfp4"})
+    folder = tmp_path / "model"
+    meant = gpt_oss(folder, seed)
     loaded = quick_load(folder)
     assert likeness(loaded.model, reference(folder, meant)) > 0.9999
     assert loaded.checkpoint == "mxfp4"
@@ -169,23 +81,10 @@ def test_unpacked_weights_are_quantised_anew_as_others_are(tmp_path: Path, layou
     assert loaded.dtype == meant.dtype == {"none": "int8 weights"}.get(quantization, quantization)
 
 
-BITSANDBYTES = {
-    "nf4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
-    "fp4": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
-    "int8": BitsAndBytesConfig(load_in_8bit=True),
-}
-
-
 @pytest.mark.parametrize("model", ["llama", "qwen2", "qwen3-moe"])
 @pytest.mark.parametrize("kind", BITSANDBYTES)
 def test_what_bitsandbytes_saved_stays_as_it_is(tmp_path: Path, kind: str, model: str) -> None:
-    made = random_models.config(model, random.Random(1), vocabulary=300)
-    source = plain(made, tmp_path / "plain")
-    theirs = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.bfloat16, quantization_config=BITSANDBYTES[kind], device_map="cpu"
-    )
-    theirs.save_pretrained(tmp_path / "model")
-    packing.tokenizer(tmp_path / "model")
+    theirs = bitsandbytes_model(kind, model, tmp_path / "model")
     loaded = load(tmp_path / "model", "cpu", "none", nothing)
     assert loaded.dtype == kind
     assert likeness(loaded.model, theirs) > 0.999
@@ -208,18 +107,7 @@ def test_4_bits_that_a_cpu_multiplies_wrongly_are_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"quant_method": "aqlm"},
-        {"quant_method": "hqq"},
-        {"quant_method": "quanto", "weights": "int4"},
-        {"quant_method": "torchao"},
-        {"quant_method": "awq", "version": "gemv"},
-        {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"},
-        {"quant_method": "gptq", "bits": 5},
-        {"quant_method": "auto-round", "bits": 4, "packing_format": "auto_round:gptqmodel"},
-        {"quant_method": "compressed-tensors", "format": "marlin-24"},
-        {"quant_method": "somebody's own"},
-    ],
+    UNREADABLE,
     ids=lambda settings: str(settings.get("quant_method")),
 )
 def test_what_cannot_be_unpacked_is_refused_before_it_is_read(tmp_path: Path, settings: dict[str, Any]) -> None:
@@ -343,6 +231,15 @@ def test_the_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = plain(model_config("llama"), tmp_path / "model")
     packing.tokenizer(folder, 301)
     with pytest.raises(BadRequest, match="has a tokenizer of 301 tokens and weights for 300"):
+        load(folder, "cpu", "none", nothing)
+
+
+def test_a_tokenizer_whose_ends_have_no_weights_is_refused(tmp_path: Path) -> None:
+    folder = plain(model_config("llama"), tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BadRequest, match="begins or ends texts with token 300 and weights for 300"):
         load(folder, "cpu", "none", nothing)
 
 

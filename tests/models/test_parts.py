@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bench.zoo import tiny
+from bench.zoo import Species, Task, checkpoint, tiny
 from llmsvc.errors import BadRequest
 from llmsvc.models import parts
 from llmsvc.models.headers import read, weight_files
@@ -18,6 +18,7 @@ from llmsvc.models.loader import check_folder, load
 
 TYPES = (
     "aya_vision",
+    "emu3",
     "gemma3",
     "glm4v",
     "idefics3",
@@ -69,6 +70,48 @@ def test_what_is_counted_is_what_is_loaded(tmp_path: Path, kind: str) -> None:
     model = load(tmp_path / "model", "cpu", "none", nothing, full_weights=True).model
     held = sum(parameter.numel() for parameter in model.parameters())
     assert counted == pytest.approx(held, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("gemma3n", "image"),  # timm
+        ("fast_vlm", "image"),
+        ("perception_lm", "image"),
+        ("inkling_mm_model", "image"),  # scipy
+        ("granite4_vision", "image"),
+        ("nemotron_h_omni", "image"),
+        ("emu3", "text"),
+        ("mllama", "text"),
+    ],
+)
+def test_text_needs_no_library_of_the_towers(tmp_path: Path, kind: str, task: Task) -> None:
+    right = checkpoint(Species(kind, task), tmp_path / "model")
+    packing.tokenizer(tmp_path / "model", 300)
+    loaded = load(tmp_path / "model", "cpu", "none", nothing, full_weights=True)
+    ids = torch.randint(3, 250, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.model(input_ids=ids).logits, right(input_ids=ids).logits, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_model_that_hears_is_read_for_text(tmp_path: Path) -> None:
+    from transformers import AutoModelForMultimodalLM
+
+    from bench.shrink import shrunk
+
+    torch.manual_seed(0)
+    whole = AutoModelForMultimodalLM.from_config(shrunk("voxtral"), dtype=torch.float32)
+    whole.save_pretrained(tmp_path / "model")
+    packing.tokenizer(tmp_path / "model", 300)
+    loaded = load(tmp_path / "model", "cpu", "none", nothing, full_weights=True)
+    ids = torch.randint(3, 250, (1, 20))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.model(input_ids=ids).logits, whole(input_ids=ids).logits, atol=1e-4, rtol=1e-4
+        )
+    assert not [name for name, _ in loaded.model.named_parameters() if "audio" in name]
 
 
 @pytest.mark.parametrize("kind", ["llava", "qwen3_vl"])
