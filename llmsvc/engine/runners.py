@@ -68,7 +68,11 @@ def _check(plain: OwnCacheRunner, model: Any, text: list[int]) -> None:
     try:
         error = _from_generate(plain, model, text)
     except Exception as failure:
-        raise Unavailable(f"The model cannot go on with a text that it has read: {failure}") from failure
+        log.warning("going on with a text ends in %s: %s", type(failure).__name__, failure)
+        raise Unavailable(
+            "This version of transformers cannot let the model go on with a text that it has read. Choose another "
+            "model."
+        ) from failure
     if error > _allowed(model):
         raise Unavailable(
             "The model says something else when it goes on with a text than when it reads it whole, so chats "

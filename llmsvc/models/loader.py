@@ -1,7 +1,6 @@
 """From a folder to a model in memory. Safetensors only: no pickle, no remote code."""
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -14,16 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmsvc.errors import BadRequest, LlmsvcError, Unavailable
+from llmsvc.errors import BadRequest, LlmsvcError
 from llmsvc.models import adapters, quantised
 from llmsvc.models.folder import check_folder, check_words, generation_config, has_tokenizer, sampling
 from llmsvc.models.forecast import Weights, forecast, plan
 from llmsvc.models.headers import Contents, read, weight_files
 from llmsvc.models.parts import composite, effective, model_class, used
 from llmsvc.models.progress import Cancelled, Progress
-from llmsvc.models.verify import check_answers, check_finite, check_loaded, check_quantised, sees
-
-log = logging.getLogger(__name__)
+from llmsvc.models.verify import check_answers, check_finite, check_loaded, check_quantised, load_error, sees
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n\\n' }}{% endfor %}"
@@ -133,11 +130,7 @@ def load(
     except (Cancelled, LlmsvcError):
         raise
     except Exception as error:  # the library raises whatever a broken file makes it raise
-        log.warning("loading %s failed: %s: %s", folder.name, type(error).__name__, error)
-        raise Unavailable(
-            f"{folder.name} could not be loaded: its files are damaged, or this version of transformers cannot read "
-            "them. Download it again, or choose another model."
-        ) from error
+        raise load_error(folder.name, error) from error
     finally:
         _progress.reset(told)
     if weights.stored:

@@ -70,10 +70,28 @@ def model_types() -> frozenset[str]:
 
 
 @cache
+def needed(kind: str, name: str) -> frozenset[str]:
+    """What a pass of the class ``name`` of a model type has no default for, such as pixel_values."""
+    module = kind.replace("-", "_")
+    classes = [node for node in _parsed(f"models/{module}/modeling_{module}.py") if isinstance(node, ast.ClassDef)]
+    methods = [node for made in classes if made.name == name for node in made.body]
+    for node in methods:
+        if isinstance(node, ast.FunctionDef) and node.name == "forward":
+            names = [argument.arg for argument in node.args.args]
+            return frozenset(names[1 : len(names) - len(node.args.defaults)])
+    return frozenset()
+
+
+@cache
 def _tables(place: str) -> dict[str, ast.expr]:
+    nodes = [node for node in _parsed(place) if isinstance(node, ast.Assign)]
+    return {target.id: node.value for node in nodes for target in node.targets if isinstance(target, ast.Name)}
+
+
+def _parsed(place: str) -> list[ast.stmt]:
+    """A file of transformers; empty where this version has none of this name."""
     spec = find_spec("transformers")
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    text = (Path(spec.submodule_search_locations[0]) / place).read_text(encoding="utf-8")
-    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
-    return {target.id: node.value for node in nodes for target in node.targets if isinstance(target, ast.Name)}
+    path = Path(spec.submodule_search_locations[0]) / place
+    return ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []

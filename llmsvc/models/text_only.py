@@ -85,7 +85,10 @@ def _stand_in(made: Any, kinds: set[type]) -> Any:
 def strip(model: Any) -> list[str]:
     """Take away what the language model does not need; the names of what is gone."""
     kept = {id(module) for module in (model.get_decoder(), model.get_output_embeddings(), model.get_input_embeddings())}
-    gone: list[str] = []
+    gone = [path for path, part in model.named_modules() if isinstance(part, _Absent)]
+    for path in gone:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, None)
     _strip(model, "", kept, gone)
     parts = tuple(f"{part}." for part in gone)
     tied = getattr(model, "all_tied_weights_keys", {})

@@ -30,6 +30,8 @@ def refuse_kind(config: dict[str, Any]) -> str:
     if kind in tables.classes_for("MASKED_LM") and kind in tables.classes_for("CAUSAL_LM"):
         reads = not config.get("is_decoder") and not config.get("causal")
         return f"It is an encoder ({called}), made to understand text. {_INSTEAD}" if reads else ""
+    if _needs_pictures(kind, writes):
+        return f"It answers only together with a picture ({called}). Choose a model that answers texts."
     merged = isinstance(inner, dict) and inner.get("model_type") == kind
     return "" if writes or merged else _refuse_type(kind)
 
@@ -52,6 +54,12 @@ def _classifies(kind: str, named: list[str]) -> bool:
     return kind in tables.classes_for("IMAGE_CLASSIFICATION") and kind in tables.classes_for("IMAGE_TEXT_TO_TEXT")
 
 
+def _needs_pictures(kind: str, writes: list[str]) -> bool:
+    classes = writes or tables.classes_for("IMAGE_TEXT_TO_TEXT").get(kind, ())
+    sees = tables.names_for("IMAGE_TEXT_TO_TEXT").intersection(classes)
+    return bool(sees) and all("pixel_values" in tables.needed(kind, name) for name in sees)
+
+
 def _refuse_type(kind: str) -> str:
     if any(kind in tables.classes_for(task) for task in ("CAUSAL_LM", "MULTIMODAL_LM", "IMAGE_TEXT_TO_TEXT")):
         return ""
@@ -66,6 +74,23 @@ def _refuse_type(kind: str) -> str:
 def sees(config: dict[str, Any]) -> bool:
     """Whether the model of this config.json takes more than text."""
     return config.get("model_type") in tables.classes_for("IMAGE_TEXT_TO_TEXT") or parts.composite(config)
+
+
+def load_error(name: str, error: Exception) -> Unavailable:
+    """What a user is told of a load that ended in a library's error, whose own words go to the log."""
+    import torch
+
+    log.warning("loading %s failed: %s: %s", name, type(error).__name__, error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        why = "it does not fit into the memory that is free. Unload another model, or choose a smaller one."
+    elif isinstance(error, ImportError):
+        why = "it needs a library that this server does not have. Choose another model."
+    else:
+        why = (
+            "its files are damaged, or this version of transformers cannot read them. Download it again, or choose "
+            "another model."
+        )
+    return Unavailable(f"{name} could not be loaded: {why}")
 
 
 def check_loaded(model: Any, report: dict[str, Any], stored: Callable[[str], Any], name: str) -> None:

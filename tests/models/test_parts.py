@@ -156,7 +156,14 @@ def test_a_part_of_the_language_model_that_is_gone_is_missed(tmp_path: Path) -> 
         load(tmp_path / "model", "cpu", "none", nothing)
 
 
-@pytest.mark.parametrize("kind", ["blip-2", "kosmos-2"])
+@pytest.mark.parametrize("kind", ["blip-2", "instructblip"])
+def test_what_cannot_do_without_a_picture_is_refused_before_it_is_read(tmp_path: Path, kind: str) -> None:
+    saved(kind, tmp_path / "model")
+    with pytest.raises(BadRequest, match="It answers only together with a picture"):
+        check_folder(tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", ["idefics", "kosmos-2"])
 def test_what_answers_no_text_alone_is_refused(tmp_path: Path, kind: str) -> None:
     saved(kind, tmp_path / "model")
     with pytest.raises(BadRequest, match="answers only together with a picture or a sound"):

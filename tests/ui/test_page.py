@@ -11,6 +11,8 @@ from clients import until
 from gradio_client import Client
 from playwright.sync_api import Browser, Error, Page, Route, expect
 
+from llmsvc.models.catalogue import SMOLLM2
+
 SHOTS = Path(__file__).resolve().parents[1] / "screenshots"
 PARIS = "The capital of France is Paris."
 LONG = "Write a very long story about a lighthouse, with many chapters."
@@ -423,11 +425,11 @@ def test_a_chat_has_settings_of_its_own(page: Page, app) -> None:
     assert client.predict(session, api_name="/session_settings")["system"] == "Answer like a pirate."
     assert client.predict(session, api_name="/session_get")["messages"][1]["context"]["system"] > 0
     page.click("#new-chat")
-    expect(box).to_have_value("")
+    expect(box).to_have_value(SMOLLM2.system)
     page.locator("#sessions li").first.locator(".open").click()
     expect(box).to_have_value("Answer like a pirate.")
     page.click("#reset")
-    expect(box).to_have_value("")
+    expect(box).to_have_value(SMOLLM2.system)
 
 
 def test_export_and_import(page: Page, tmp_path: Path) -> None:
@@ -613,9 +615,11 @@ def test_a_model_has_defaults_of_its_own(page: Page, app) -> None:
     own = client.predict(model, api_name="/settings_get")
     assert (own["context"], own["keep_alive"]) == (2000, -1)
     page.click("#common")
-    expect(system).to_have_value("")
+    expect(system).to_have_value(SMOLLM2.system)
     expect(kept).to_have_value("0")
-    assert client.predict(model, api_name="/settings_get") == client.predict(api_name="/settings_get")
+    own, common = client.predict(model, api_name="/settings_get"), client.predict(api_name="/settings_get")
+    assert own["from_model"] == {"system": SMOLLM2.system}
+    assert own == {**common, "system": SMOLLM2.system, "from_model": own["from_model"]}
 
 
 def test_phone_width(browser: Browser, app) -> None:
