@@ -51,8 +51,8 @@ def tiny(type: str, task: Task = "text", seed: int = 0) -> tuple[Any, Any]:
 def checkpoint(one: Species, folder: Path) -> Any:
     """Write a tiny checkpoint of the type, as it would be published but for a tokenizer; its model.
 
-    A type whose towers need a package that is not here is written without them: its language model, under the names that
-    it has within the whole, and what the whole has beside. Raises as ``tiny``.
+    A type whose towers need a package that is not here is written without them: its language model, under the names
+    that it has within the whole, and what the whole has beside. Raises as ``tiny``.
     """
     try:
         _, model = tiny(one.type, one.task)
