@@ -7,7 +7,7 @@ from typing import Any
 
 from llmsvc.errors import BadRequest
 from llmsvc.models import adapters, quantised
-from llmsvc.models.verify import refuse_kind
+from llmsvc.models.can_it_run import refuse_type
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -20,16 +20,14 @@ def check_folder(folder: Path) -> None:
         adapters.base_of(folder)
         return
     config = _config(folder)
-    if "auto_map" in config:
-        raise BadRequest(f"{folder.name} wants to run its own Python code, which is never done. Choose another model.")
+    if trouble := refuse_type(config):
+        raise BadRequest(f"{folder.name}: {trouble}")
     if not any(folder.glob("*.safetensors")):
         raise BadRequest(f"{folder} has no safetensors weights. Pickled weights (.bin, .pt) are never loaded.")
     if absent := missing_file(folder):
         raise BadRequest(f"{folder} has no {absent}, which holds a part of its weights. Download the model again.")
     if not has_tokenizer(folder):  # transformers would make an empty one
         raise BadRequest(f"{folder} has no tokenizer ({', '.join(_TOKENIZER_FILES)}). Download the model again.")
-    if trouble := refuse_kind(config):
-        raise BadRequest(f"{folder.name}: {trouble}")
     if trouble := quantised.treatment(config, "").reason:
         raise BadRequest(f"{folder.name}: {trouble}")
 

@@ -135,7 +135,9 @@ def broken(tiny: Path, tmp_path: Path, change: str) -> Path:
     shutil.copytree(tiny, folder)
     config = folder / "config.json"
     if change == "remote code":
-        config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoModel": "x.Y"}}))
+        config.write_text(
+            json.dumps({**json.loads(config.read_text()), "model_type": "x", "auto_map": {"AutoModel": "x.Y"}})
+        )
     elif change == "pickle":
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     elif change == "cut config":
