@@ -60,7 +60,7 @@ class Engine:
         self._model = model
         self._do = compute if model.device.type == "cpu" else _at_once
         budget = kv_bytes or _memory(model.device)
-        self._runner: Runner = self._do(make_runner, model, slots, window, chunk, budget, paged)
+        self._runner: Runner = make_runner(model, slots, window, chunk, budget, paged, self._do)
         costs, late = self._runner.costs, self._runner.ahead
         paced = not chunk and not late
         slots, chunk = self._runner.slots, chunk or (2048 if late else LEAST)

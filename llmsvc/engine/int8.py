@@ -55,11 +55,14 @@ class Int8Linear(nn.Module):
         self._widened: torch.Tensor | None = None
 
     @property
-    def weight(self) -> torch.Tensor:
-        """(out, in), in 32 bits: some models multiply by the weights of a layer themselves, as Mamba 1 does. It is kept
-        from then on."""
-        if self._widened is None:
-            self._widened = self._product(torch.eye(self.in_features)).T.contiguous()
+    def weight(self) -> "WidenedWeight":
+        """(out, in): some models multiply by the weights of a layer themselves, as Mamba 1 does."""
+        return WidenedWeight(self)
+
+    def widened(self) -> torch.Tensor:
+        """The weights in 32 bits, which are kept from then on."""
+        if self._widened is None:  # another load may have changed the default type meanwhile
+            self._widened = self._product(torch.eye(self.in_features, dtype=torch.float32)).T.contiguous()
         return self._widened
 
     def _product(self, rows: torch.Tensor) -> torch.Tensor:
@@ -70,6 +73,33 @@ class Int8Linear(nn.Module):
         if self.bias is not None:
             out += self.bias
         return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+class WidenedWeight:
+    """Stands for an Int8Linear's weights in 32 bits, which are made when they are used: most only ask for the type."""
+
+    dtype = torch.float32
+
+    def __init__(self, layer: Int8Linear) -> None:
+        self._layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer.widened(), name)
+
+    def __matmul__(self, other: torch.Tensor) -> torch.Tensor:
+        return self._layer.widened() @ other
+
+    def __mul__(self, other: torch.Tensor) -> torch.Tensor:
+        return self._layer.widened() * other
+
+    def __getitem__(self, places: Any) -> torch.Tensor:
+        return self._layer.widened()[places]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:
+        """https://docs.pytorch.org/docs/stable/notes/extending.html#extending-torch-python-api"""
+        widened = [part._layer.widened() if isinstance(part, cls) else part for part in given]
+        return function(*widened, **(named or {}))
 
 
 @torch.no_grad()

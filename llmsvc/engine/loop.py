@@ -57,16 +57,19 @@ class Loop:
         for sequence in self._scheduler.drain():
             self._outputs.end(sequence, FinishReason.CANCELLED)
 
-    def land(self) -> None:
-        """Take what is still being computed."""
+    def land(self) -> bool:
+        """Take what is still being computed; False when memory ran out, and all that was planned is void."""
         flight, self.chooser.flight = self.chooser.flight, None
         try:
             if flight:
                 self.chooser.take(flight)
         except Exception as error:
-            if flight and not self._shrunk(error):
+            if self._shrunk(error):
+                return False
+            if flight:
                 log.error("drawing failed; its %d rows are tried one by one", len(flight.rows), exc_info=error)
                 self._by_themselves(flight.rows)
+        return True
 
     def _step(self, plan: Plan) -> None:
         """One failed step must not take the service down, nor one failing request the others."""
@@ -80,10 +83,8 @@ class Loop:
         together = self._together(plan)
         alone = [chunk for chunk in plan.prefill if not any(chunk is other for other in together)]
         try:
-            if plan.decode or together:
-                self._decode(plan.decode, tuple(together))
-            else:
-                self.land()
+            if not (self._decode(plan.decode, tuple(together)) if plan.decode or together else self.land()):
+                return None
         except Exception as error:
             self.land()
             if self._shrunk(error):
@@ -130,16 +131,21 @@ class Loop:
         guesses = len(plan.decode) == 1 and self._guess(plan.decode[0])
         return joining if len(plan.decode) + len(joining) > 1 and not guesses else []
 
-    def _decode(self, rows: tuple[Sequence, ...], chunks: tuple[Chunk, ...] = ()) -> None:
-        """A token of each of ``rows``; and ``chunks`` of prompts, where the runner takes both together."""
+    def _decode(self, rows: tuple[Sequence, ...], chunks: tuple[Chunk, ...] = ()) -> bool:
+        """A token of each of ``rows``; and ``chunks`` of prompts, where the runner takes both together.
+
+        False when memory ran out meanwhile, and all that was planned is void.
+        """
         if self.chooser.flight and any(row.tokens[-1] != PENDING for row in rows):
-            self.land()
+            if not self.land():
+                return False
             rows = tuple(filter(self._outputs.goes_on, rows))
             if not rows and not chunks:
-                return None
+                return True
         flight = self.chooser.flight
         if not flight and len(rows) == 1 and not chunks and (guess := self._guess(rows[0])):
-            return self._verify(rows[0], guess)
+            self._verify(rows[0], guess)
+            return True
         lengths = [len(cached) for cached in self._scheduler.cached]
         rows = tuple(sorted(rows, key=lambda row: row.slot))
         last = {row.slot: row.tokens[-1] for row in rows}
@@ -150,7 +156,8 @@ class Loop:
             read = sum(len(tokens) for _, tokens, _ in pieces)
             self._pace.took(len(rows) + read, time.perf_counter() - began)
         self._outputs.tell()
-        return self._computed(rows, chunks, logits)
+        self._computed(rows, chunks, logits)
+        return True
 
     def _computed(self, rows: tuple[Sequence, ...], chunks: tuple[Chunk, ...], logits: torch.Tensor) -> None:
         """Note what a pass has computed, and choose the next tokens."""

@@ -130,6 +130,8 @@ class OwnCacheRunner(Runner):
             self._held[slot] = copy.deepcopy(kept)
         if self._held[slot].length > tokens:
             self._cut(self._held[slot], tokens)
+        if source == self.slots:  # the spare one, which is not needed any more
+            self.drop(source)
 
     @staticmethod
     def _cut(held: _Held, tokens: int) -> None:

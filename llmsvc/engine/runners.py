@@ -1,7 +1,7 @@
 """Which runner a model gets: the fastest one that says what the model says."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,97 +20,163 @@ TOKENS, LONGEST, NEXT = 24, 1024, 2
 """Tokens of a text by which runners are compared, at most, and how many are decoded behind it."""
 EXACT, WRONG = 1e-3, 0.5
 """Shares of the logits: by which they differ in 32 bits at most, and by which nothing differs that is only rounded."""
+_MIXED = (
+    "The model says something else when it goes on with a text than when it reads it whole, so chats would mix. This "
+    "version of transformers cannot serve it; choose another model."
+)
+
+Do = Callable[..., Any]
+"""Calls a function with arguments where the device's passes are made, and gives what it gives."""
 
 
-def make_runner(model: Any, slots: int, window: int, chunk: int, budget: int, paged: bool | None) -> Runner:
+def make_runner(
+    model: Any, slots: int, window: int, chunk: int, budget: int, paged: bool | None, do: Do | None = None
+) -> Runner:
     """A runner of so many ``slots``, or of as many as suit it; ``budget``: bytes for what it caches.
 
     ``paged``: whether that is to be in pages; None: where it is best. What differs from the model's own pass, with its
-    own cache, is not taken. Raises Unavailable for a model that cannot even make that pass.
+    own cache, is not taken. Each pass is a call of its own of ``do``, so that answers of others come in between. Raises
+    Unavailable for a model that cannot even make that pass, or does not go on with a text as if it read it whole.
     """
-    kinds = _kinds(model)
-    if paged is None:
-        paged = model.device.type != "cpu" and kinds <= {FULL, SLIDING, NONE}
-    plain = OwnCacheRunner(model, slots or SLOTS, window, keeps=False)
-    texts = _texts(window, model, kinds)
-    try:
-        exact = _exact(plain, texts)
-    except Exception as failure:
-        log.warning("the model's own pass ends in %s: %s", type(failure).__name__, failure)
-        raise Unavailable("This version of transformers cannot run the model. Choose another model.") from failure
-    if not torch.isfinite(exact).all():
-        raise Unavailable("The model's answers are no numbers: its weights are damaged. Download them again.")
+    comparison = _Comparison(model, window, do or _at_once)
+    on_device = model.device.type != "cpu"
+    kinds = comparison.kinds
+    paged = on_device and kinds <= {FULL, SLIDING, NONE} if paged is None else paged
+    # Beside each other slots take as much as the longest of them on a GPU, where memory is not given by the page.
+    within = budget if on_device else 0
     tried: list[Callable[[], Runner]] = []
     if paged:
         tried.append(lambda: PagedRunner.within(model, slots or PAGED_SLOTS, window, chunk or 2048, budget))
     elif kinds and kinds <= KNOWN:
-        tried += [lambda: SlotRunner(model, slots or SLOTS, window)]
-        tried += [lambda: SlotRunner(model, slots or SLOTS, window, by_chunks=False)]
+        tried += [lambda: SlotRunner(model, slots or SLOTS, window, within=within)]
+        tried += [lambda: SlotRunner(model, slots or SLOTS, window, by_chunks=False, within=within)]
     tried.append(lambda: OwnCacheRunner(model, slots or SLOTS, window))
     attention = model.config._attn_implementation
     for make in tried:
         try:
-            runner = make()
-            error = _continues(runner, texts, exact, model)
-            if error <= _allowed(model, together=runner.together):
+            runner: Runner = comparison.do(make)
+            if comparison.agrees(runner):
                 return runner
-            log.info("%s differs from the model by %.2g", type(runner).__name__, error)
         except Exception as failure:
             log.info("the model is not computed together with others: %s", failure)
-        _attend_by(model, attention)
-    for length in (5, 20, 70):  # some know only certain lengths
-        _check(plain, model, [(3 * n) % 250 + 3 for n in range(min(length, window - 2))])
+        model.config._attn_implementation = model.config.get_text_config()._attn_implementation = attention
+    plain = OwnCacheRunner(model, slots or SLOTS, window, keeps=False)
+    comparison.check_generate(plain)
     return plain
 
 
-def _check(plain: OwnCacheRunner, model: Any, text: list[int]) -> None:
-    """Raises Unavailable for a model that says something else in ``generate`` than in a pass over the whole text."""
-    try:
-        error = _from_generate(plain, model, text)
-    except Exception as failure:
-        log.warning("going on with a text ends in %s: %s", type(failure).__name__, failure)
-        raise Unavailable(
-            "This version of transformers cannot let the model go on with a text that it has read. Choose another "
-            "model."
-        ) from failure
-    if error > _allowed(model):
-        raise Unavailable(
-            "The model says something else when it goes on with a text than when it reads it whole, so chats "
-            "would mix. This version of transformers cannot serve it; choose another model."
+class _Comparison:
+    """Of runners with a model's own pass over whole texts.
+
+    Raises Unavailable for a model that cannot make one.
+    """
+
+    def __init__(self, model: Any, window: int, do: Do) -> None:
+        self._model, self._window, self.do = model, window, do
+        self.kinds = _kinds(model)
+        rounded = any(not _is_plain(module) for module in model.modules())
+        self._precise = model.dtype == torch.float32 and not rounded
+        self._texts = [self._text(self._length(), 0), self._text(self._length() - 7, 7)]
+        try:
+            self._exact = self._whole(OwnCacheRunner(model, 1, window, keeps=False))
+        except Exception as failure:
+            log.warning("the model's own pass ends in %s: %s", type(failure).__name__, failure)
+            raise Unavailable("This version of transformers cannot run the model. Choose another model.") from failure
+        if not torch.isfinite(self._exact).all():
+            raise Unavailable("The model's answers are no numbers: its weights are damaged. Download them again.")
+
+    @torch.inference_mode()
+    def agrees(self, runner: Runner) -> bool:
+        """Whether a runner says what the model says; it reads token by token behind a state where it must for that."""
+        allowed = EXACT if self._precise else 0.1
+        for continues in (True, False):
+            runner.continues = continues
+            error = _error(self._in_pieces(runner), self._exact)
+            if error <= allowed or runner.costs.cut:
+                break
+        if not runner.together:  # there is hardly anything better
+            allowed = 20 * EXACT if self._precise else WRONG
+        if error > allowed:
+            log.info("%s differs from the model by %.2g", type(runner).__name__, error)
+        return error <= allowed
+
+    def check_generate(self, plain: OwnCacheRunner) -> None:
+        """Raises Unavailable for a model that says something else in ``generate`` than in a pass over a whole text."""
+        try:
+            errors = [self._from_generate(plain, length) for length in (5, 20, 70)]  # some know only certain lengths
+        except Exception as failure:
+            log.warning("going on with a text ends in %s: %s", type(failure).__name__, failure)
+            raise Unavailable(
+                "This version of transformers cannot let the model go on with a text that it has read. Choose another "
+                "model."
+            ) from failure
+        if max(errors) > (EXACT if self._precise else 0.1):
+            raise Unavailable(_MIXED)
+
+    def _length(self) -> int:
+        """Where a layer's kind is not known, texts are longer than what such layers are wont to look at."""
+        config = self._model.config.get_text_config()
+        sight = max((getattr(config, name, None) or 0 for name in ("sliding_window", "index_topk")), default=0)
+        return TOKENS if self.kinds <= KNOWN else min(TOKENS + 2 * sight, LONGEST)
+
+    def _text(self, length: int, shift: int) -> list[int]:
+        """Tokens of a text, with those that are decoded behind it."""
+        most = max(min(250, self._model.config.get_text_config().vocab_size - 3), 1)
+        length = max(min(length, self._window - NEXT - 1), 1)
+        return [(shift + 3 * n) % most + min(3, most - 1) for n in range(length + NEXT)]
+
+    @torch.inference_mode()
+    def _whole(self, runner: Runner) -> torch.Tensor:
+        """Logits behind the last tokens of both texts, each of which is read whole."""
+        read = []
+        for text in self._texts:
+            read.append(self.do(runner.prefill, 0, text, 0, NEXT + 1).float().clone())
+            runner.reset()
+        return torch.cat(read)
+
+    def _in_pieces(self, runner: Runner) -> torch.Tensor:
+        """The same, of texts that are read in pieces and decoded side by side."""
+        rows, lengths = [list[torch.Tensor](), list[torch.Tensor]()], [len(text) - NEXT for text in self._texts]
+        for slot, (text, length) in enumerate(zip(self._texts, lengths, strict=True)):
+            cut = length // 2 if slot else 0
+            if cut:
+                self.do(runner.prefill, slot, text[:cut], 0)
+            rows[slot].append(self.do(runner.prefill, slot, text[cut:length], cut)[-1].float().clone())
+        for slots in ((1,), (0,), *(((0, 1),) * (NEXT - 1))):  # alone, then side by side
+            tokens = {slot: self._texts[slot][lengths[slot]] for slot in slots}
+            logits = self.do(runner.decode, tokens, lengths)
+            for row, slot in enumerate(slots):
+                rows[slot].append(logits[row].float().clone())
+                lengths[slot] += 1
+        runner.reset()
+        return torch.stack([*rows[0], *rows[1]])
+
+    @torch.inference_mode()
+    def _from_generate(self, plain: OwnCacheRunner, length: int) -> float:
+        """By which share a runner differs from what ``generate`` says behind a text, in two tokens."""
+        text = self._text(length, 0)[:-NEXT]
+        said = self.do(self._generate, text)
+        following = said.sequences[0, len(text) :].tolist()[:1]
+        read = [self.do(plain.prefill, 0, text, 0)[-1], self.do(plain.prefill, 0, following, len(text))[-1]]
+        plain.reset()
+        return _error(torch.stack(read).float(), torch.cat([logits.float() for logits in said.logits]))
+
+    def _generate(self, text: list[int]) -> Any:
+        ids = torch.tensor([text], device=self._model.device)
+        return self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=2,
+            min_new_tokens=2,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
 
 
-def _from_generate(plain: OwnCacheRunner, model: Any, text: list[int]) -> float:
-    """By which share a runner differs from what ``generate`` says behind a text, in two tokens."""
-    ids = torch.tensor([text], device=model.device)
-    said = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=2,
-        min_new_tokens=2,
-        pad_token_id=0,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    found = [
-        plain.prefill(0, text, 0)[-1],
-        plain.prefill(0, said.sequences[0, len(text) :].tolist()[:1], len(text))[-1],
-    ]
-    plain.reset()
-    exact = torch.cat([logits.float() for logits in said.logits])
-    return float((torch.stack(found).float() - exact).norm() / (exact.norm() + 1e-6))
-
-
-def _continues(runner: Runner, texts: list[list[int]], exact: torch.Tensor, model: Any) -> float:
-    """By which share a runner differs from the model; it reads token by token behind a state where it must."""
-    for continues in (True, False):
-        runner.continues = continues
-        found = _says(runner, texts)
-        error = float((found - exact).norm() / (exact.norm() + 1e-6))
-        if error <= _allowed(model) or runner.costs.cut:
-            break
-    return error
+def _error(read: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((read - exact).norm() / (exact.norm() + 1e-6))
 
 
 def _kinds(model: Any) -> set[str]:
@@ -122,58 +188,11 @@ def _kinds(model: Any) -> set[str]:
         return set()
 
 
-def _attend_by(model: Any, name: str) -> None:
-    model.config._attn_implementation = model.config.get_text_config()._attn_implementation = name
+def _is_plain(module: Any) -> bool:
+    """Whether a module multiplies by weights as they are, not rounded ones."""
+    states: Iterator[Any] = (getattr(weight, "quant_state", None) for weight in module.parameters(recurse=False))
+    return not hasattr(module, "scales") and all(state is None for state in states)
 
 
-def _texts(window: int, model: Any, kinds: set[str]) -> list[list[int]]:
-    """Two texts by which runners are compared, with the tokens that are decoded behind them.
-
-    Where a layer's kind is not known they are longer than what such layers are wont to look at.
-    """
-    config = model.config.get_text_config()
-    sight = max((getattr(config, name, None) or 0 for name in ("sliding_window", "index_topk")), default=0)
-    tokens = TOKENS if kinds <= KNOWN else min(TOKENS + 2 * sight, LONGEST)
-    lengths = [min(tokens, window - NEXT - 1), min(tokens - 7, window - NEXT - 1)]
-    return [[(7 * n + 3 * k) % 250 + 3 for k in range(length + NEXT)] for n, length in enumerate(lengths)]
-
-
-@torch.inference_mode()
-def _exact(runner: Runner, texts: list[list[int]]) -> torch.Tensor:
-    """Logits behind the last tokens of both texts, each of which is read whole."""
-    found = []
-    for text in texts:
-        found.append(runner.prefill(0, text, 0, NEXT + 1).float().clone())
-        runner.reset()
-    return torch.cat(found)
-
-
-@torch.inference_mode()
-def _says(runner: Runner, texts: list[list[int]]) -> torch.Tensor:
-    """The same, of texts that are read in pieces and decoded side by side."""
-    found, lengths = [list[torch.Tensor](), list[torch.Tensor]()], [len(text) - NEXT for text in texts]
-    for slot, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-        cut = length // 2 if slot else 0
-        if cut:
-            runner.prefill(slot, text[:cut], 0)
-        found[slot].append(runner.prefill(slot, text[cut:length], cut)[-1].float().clone())
-    for slots in ((1,), (0,), *(((0, 1),) * (NEXT - 1))):  # alone, then side by side
-        logits = runner.decode({slot: texts[slot][lengths[slot]] for slot in slots}, lengths)
-        for row, slot in enumerate(slots):
-            found[slot].append(logits[row].float().clone())
-            lengths[slot] += 1
-    runner.reset()
-    return torch.stack([*found[0], *found[1]])
-
-
-def _allowed(model: Any, *, together: bool = True) -> float:
-    """How much of logits rounding may make another; more where there is nothing better."""
-    rounded = any(not module_is_plain(module) for module in model.modules())
-    if model.dtype == torch.float32 and not rounded:
-        return EXACT if together else 20 * EXACT
-    return 0.1 if together else WRONG
-
-
-def module_is_plain(module: Any) -> bool:
-    """Whether it multiplies by weights as they are, not rounded ones."""
-    return not hasattr(module, "scales") and getattr(module, "quant_state", None) is None
+def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)

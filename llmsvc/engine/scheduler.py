@@ -213,7 +213,8 @@ class Scheduler:
 
     def shrink(self) -> bool:
         """After memory ran out: be content with half of what is cached now. False when one sequence has all of it."""
-        if self.running < 2 and not any(c for slot, c in enumerate(self.cached) if slot not in self._running):
+        alone = self.running < 2 and not any(c for slot, c in enumerate(self.cached) if slot not in self._running)
+        if alone and not any(self._snapshots[slot] for slot in self._running):
             return False
         self._budget = self._ceiling = max(self.held // 2, 1)
         return True

@@ -25,8 +25,10 @@ order whatever the length, and a row gives the same bits in nearly any company."
 class SlotRunner(Runner):
     """Many sequences side by side, at different positions, of kinds of layers that are known."""
 
-    def __init__(self, model: Any, slots: int, window: int, *, by_chunks: bool = True) -> None:
-        """``by_chunks``: let the model attend by our kernel, where it can be told to."""
+    def __init__(self, model: Any, slots: int, window: int, *, by_chunks: bool = True, within: int = 0) -> None:
+        """``by_chunks``: let the model attend by our kernel, where it can be told to. ``within``: have no more slots
+        than there are texts of the window in so many bytes; 0 for all of them.
+        """
         self._model, self._device = model, model.device
         self._kinds = kinds_of(model.config.get_text_config())
         self.slots, self._window = slots, window
@@ -36,10 +38,12 @@ class SlotRunner(Runner):
         self._masks, self._argument = Masks(model, self._kinds), cache_argument(model)
         self.compiled: Mapping[str, CompiledStep] = {}
         """By kind. The model itself takes the steps of other kinds."""
-        self.reset()
         self.compiles = by_chunks
         self.costs, self.moves = self._measured(), model.device.type != "cpu"
         self.guesses = self.costs.cut
+        if within:
+            self.slots = max(1, min(slots, within // max(self.costs.of(window), 1) - 1))
+        self.reset()
 
     def reset(self) -> None:
         self._cache = SlotCache(self._kinds, self.slots + 1, self._window, self._dtype)

@@ -9,7 +9,7 @@ from llmsvc.errors import BadRequest
 from llmsvc.models import adapters, quantised
 from llmsvc.models.can_it_run import refuse_type
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_TOKENIZER_FILES = ("tokenizer.json", "tekken.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.safetensors$")
 

@@ -419,17 +419,21 @@ class ModelPool:
             resolve=partial(self._folder, progress=progress),
         )
         room = self._limit("memory") - self._used() + pooled.reserved - loaded.memory_bytes
+        engine = Engine(  # not under the lock: it compares the model with itself, which takes some passes
+            loaded.model,
+            loaded.tokenizer,
+            window=loaded.window,
+            kv_bytes=max(room, 1) if self._budget.memory else 0,
+            compiled=self._compiled,
+        )
         with self._changed:  # an unload that came meanwhile wins
-            self._check(pooled)
-            pooled.loaded = loaded
-            pooled.engine = Engine(
-                loaded.model,
-                loaded.tokenizer,
-                window=loaded.window,
-                kv_bytes=max(room, 1) if self._budget.memory else 0,
-                compiled=self._compiled,
-            )
-            self._arrive(pooled)
+            wanted = pooled.state != "unloaded"
+            if wanted:
+                pooled.loaded, pooled.engine = loaded, engine
+                self._arrive(pooled)
+        if not wanted:
+            engine.close()
+            raise Cancelled
         gc.freeze()  # a collection that looks at all of torch stops every thread for a quarter of a second
 
     def _check(self, pooled: PooledModel) -> None:

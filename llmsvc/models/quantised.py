@@ -123,6 +123,8 @@ def _trouble(kind: str, own: dict[str, Any]) -> str:
     if kind == "auto-round" and (own.get("data_type", "int") != "int" or not _auto_round(own)):
         return f'Its auto-round weights are packed as "{own.get("packing_format")}", which cannot be read here.'
     if kind == "compressed-tensors":
+        if _ordered(own):
+            return "Its weights are in groups of their own order (actorder), which cannot be read here."
         return next((trouble for name in _formats(own) if (trouble := _compressed(name))), "")
     if kind == "mlx" and own.get("mode", "affine") not in ("affine", "mxfp4", "mxfp8", "nvfp4"):
         return f'Its MLX weights are quantised as "{own["mode"]}", which cannot be read here.'
@@ -133,6 +135,14 @@ def _compressed(name: str) -> str:
     if name in ("marlin-24", "sparse-24-bitmask", "sparse-bitmask", "mxfp6-pack-quantized"):
         return f'Its weights are compressed as "{name}", which cannot be read here.'
     return ""
+
+
+def _ordered(own: dict[str, Any]) -> bool:
+    """Whether columns belong to groups in an order that a tensor beside the weights says (``weight_g_idx``)."""
+    groups = own.get("config_groups")
+    parts = groups.values() if isinstance(groups, dict) else ()
+    weights = [part["weights"] for part in parts if isinstance(part, dict) and isinstance(part.get("weights"), dict)]
+    return any(str(one.get("actorder") or "").lower() in ("group", "true") for one in weights)
 
 
 def _formats(own: dict[str, Any]) -> list[str]:
