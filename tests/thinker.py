@@ -84,7 +84,7 @@ class ThinkingEngine:
         number, most, written = 0, request.sampling.max_tokens, ""
         while ids and number < most and not gone.is_set():
             limit = request.thinking
-            if limit and number == limit.tokens and limit.until not in written:
+            if limit and number == limit.tokens and not any(mark in written for mark in limit.until):
                 ids = [*limit.closing, *self._tokenizer(ANSWER, add_special_tokens=False)["input_ids"]]
             number += 1
             piece, ids = self._tokenizer.decode(ids[:1]), ids[1:]

@@ -22,21 +22,19 @@ _AS_MADE = Thinking()
 class Manner:
     """How an answer begins. ``bound``: with its words, as one of a form must: nothing is reasoned before.
 
-    ``thinks``: the model is known to reason now. ``variables``: for the template.
+    ``variables``: for the template.
     """
 
     thinking: Thinking = _AS_MADE
     bound: bool = False
-    thinks: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, chosen: Row, tokenizer: Any, variables: Mapping[str, Any] | None = None) -> "Manner":
         """By all options, as near as this model can come to them."""
         bound = bool(chosen["json_schema"] or chosen["regex"])
-        modes = templates.can_think(tokenizer)
-        thinking = options.thinking({**chosen, "thinking": "off"} if bound else chosen, modes)
-        return cls(thinking, bound, bool(modes) and thinking.mode != "off", variables or {})
+        wanted = {**chosen, "thinking": "off"} if bound else chosen
+        return cls(options.thinking(wanted, templates.can_think(tokenizer)), bound, variables or {})
 
 
 AS_MADE = Manner()
@@ -62,17 +60,11 @@ def rendered(
         variables=manner.variables,
     )
     marks = prompt.family.reasoning
-    if marks is None or answer:
+    if marks is None or answer or not manner.bound:
         return prompt
-    if manner.bound:
-        end = closing(prompt.family) if prompt.opened else marks.answer
-        begun = prompt.continued or bool(end)
-        return replace(prompt, text=prompt.text + end, opened=False, continued=begun)
-    # Only what surely is reasoning can be bounded: what the model would open by itself is opened for it.
-    ends = prompt.text.rstrip().endswith((*marks.opens, *marks.closes))
-    if manner.thinking.budget and manner.thinks and not (prompt.opened or ends):
-        return replace(prompt, text=prompt.text + marks.opening, opened=True)
-    return prompt
+    end = closing(prompt.family) if prompt.opened else marks.answer
+    begun = prompt.continued or bool(end)
+    return replace(prompt, text=prompt.text + end, opened=False, continued=begun)
 
 
 def bound_to_calls(sampling: SamplingParams, prompt: Rendered, tools: Tools, remote: bool) -> SamplingParams:
@@ -95,7 +87,7 @@ def _call_schema(tools: Tools) -> str:
     for tool in tools.callable:
         parameters = dict(tool.parameters)
         for key, definitions in shared.items():
-            definitions |= parameters.pop(key, {})
+            definitions |= parameters.pop(key, None) or {}
         properties = {"name": {"const": tool.name}, "arguments": parameters}
         calls.append({"type": "object", "properties": properties, "required": ["name", "arguments"]})
         calls[-1]["additionalProperties"] = False
@@ -132,7 +124,9 @@ def request(
 
 
 def _limit(tokenizer: Any, prompt: Rendered, budget: int) -> ThinkingLimit | None:
+    """From where the reasoning begins: at once, or where the model opens it. None behind words of the answer."""
     end, marks = closing(prompt.family), prompt.family.reasoning
-    if not (budget and end and prompt.opened and marks):
+    if not (budget and end and marks) or (prompt.continued and not prompt.opened):
         return None
-    return ThinkingLimit(budget, marks.closes[0], templates.encode(tokenizer, end))
+    until = (*marks.closes, *marks.interrupts)
+    return ThinkingLimit(budget, until, templates.encode(tokenizer, end), () if prompt.opened else marks.begins)

@@ -144,11 +144,15 @@ class Completions:
         ``session_id``: ``new`` for a new chat. The answer is the chat's: leaving it does not stop it.
         Raises as ``turns.start`` does.
         """
-        if ask.n > 1 or ask.logprobs is not None or ask.tools.tools or ask.prompts:
-            raise BadRequest("In a chat there is one answer, without tools and log-probabilities. Leave these out.")
+        if ask.n > 1 or ask.logprobs is not None or ask.tools.tools or ask.prompts or ask.variables:
+            raise BadRequest(
+                "In a chat there is one answer, without tools, log-probabilities and chat_template_kwargs. Leave these "
+                "out."
+            )
         if not ask.messages or ask.messages[-1]["role"] != "user":
             raise BadRequest("The last message must be the user's: it is the one that is sent to the chat.")
         await asyncio.to_thread(self.check, ask.model)
+        options.check_remote(self._pool.catalogue.entry(ask.model).id, ask.options)
         if session_id == "new":
             session_id = self._sessions.create(owner)["id"]
         systems = [m["content"] for m in ask.messages if m["role"] == "system"]
@@ -225,6 +229,7 @@ class Completions:
         loaded = pooled.loaded
         if loaded is None:
             raise Unavailable(f"{pooled.id} was unloaded. Ask again to load it.")
+        options.check_remote(pooled.id, ask.options)
         chosen = options.merged(self._preferences.settings(pooled.id), ask.options)
         sampling = replace(options.sampling(chosen), logprobs=ask.logprobs)
         wanted = [
@@ -373,7 +378,8 @@ def _chat(pooled: PooledModel, loaded: LoadedModel, ask: Ask, chosen: Row, sampl
         messages.insert(0, {"role": "system", "content": chosen["system"]})
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         begun = messages.pop()
-    words, reasoning = begun.get("content", "").rstrip(), begun.get("reasoning", "")
+    words = begun.get("content", "").rstrip()
+    reasoning = "" if pooled.remote else begun.get("reasoning", "")  # other servers go on with words only
     if tools.forced:
         chosen = {**chosen, "json_schema": "", "regex": ""}
     manner = Manner.of(chosen, loaded.tokenizer, ask.variables)

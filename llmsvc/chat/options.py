@@ -7,6 +7,7 @@ from typing import Any
 from llmsvc.engine import SamplingParams
 from llmsvc.errors import BadRequest
 from llmsvc.formats.templates import Thinking
+from llmsvc.models.catalogue import REMOTE
 from llmsvc.store.database import Row
 
 DEFAULTS: Row = {
@@ -123,14 +124,19 @@ def merged(*layers: Row, known: Row = DEFAULTS) -> Row:
 
 def brought(sampling: Row) -> Row:
     """Of a model's own sampling what we know of, and what is within our bounds."""
-    usable: Row = {}
-    for name in SAMPLING_LIMITS:
-        if name in sampling:
+    return usable(sampling, SAMPLING_LIMITS)
+
+
+def usable(values: Row, names: Iterable[str] = DEFAULTS) -> Row:
+    """Those of these options which are as they should be: a file's mistake is no reason to refuse an answer."""
+    good: Row = {}
+    for name in names:
+        if name in values:
             try:
-                usable |= checked({name: sampling[name]})
-            except BadRequest:  # a published file is no reason to refuse an answer
+                good |= checked({name: values[name]})
+            except BadRequest:
                 continue
-    return usable
+    return good
 
 
 def sampling(options: Row) -> SamplingParams:
@@ -151,6 +157,15 @@ def nearest(mode: str, modes: tuple[str, ...]) -> str:
     """The mode itself where a model knows it, or one that means nearly the same to it; "" where there is none."""
     others = {"low": ("on",), "medium": ("on",), "high": ("on",), "on": ("medium",), "off": ("low",)}
     return next((one for one in (mode, *others.get(mode, ())) if one in modes), "")
+
+
+def check_remote(model: str, values: Row) -> None:
+    """Raises BadRequest where a model on another server is told how to think: not all of those servers know it."""
+    if model.startswith(REMOTE) and (values.get("thinking") or values.get("thinking_budget")):
+        raise BadRequest(
+            f"{model} is on another server, which decides itself how it thinks. Leave thinking, its effort and its "
+            "budget out, or choose a model of this service."
+        )
 
 
 def check_mode(mode: str, modes: tuple[str, ...], model: str) -> None:

@@ -160,7 +160,7 @@ class Attics:
 class Past:
     """Turns before a message, read from the newest on as far as they are asked for.
 
-    A turn without any answer is nothing to remember.
+    A turn without any answer, be it only its reasoning, is nothing to remember.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Past:
             if (row := next(self._rows, None)) is None:
                 return False
             if row["role"] != "user":
-                answers = [row, *answers] if row["content"] else answers
+                answers = [row, *answers] if row["content"] or row.get("reasoning") else answers
             elif answers:
                 self._turns.append(Turn(row, answers))
                 answers = []

@@ -15,7 +15,7 @@ class Preferences:
 
     def settings(self, model: str = "") -> Row:
         """Every option, as it is for ``model`` when nobody says otherwise; ``from_model``: what it brings of them."""
-        from_model = self._brought(model)
+        from_model = self.brought(model)
         return {**options.merged(from_model, *self._layers(model)), **self.loading(model), "from_model": from_model}
 
     def loading(self, model: str = "") -> Row:
@@ -42,14 +42,23 @@ class Preferences:
     def session_settings(self, owner: str, session_id: str) -> Row:
         """Every option, as it is in one session, and ``from_model``: see ``settings``. Raises NotFound."""
         session = self._sessions.row(owner, session_id)
-        from_model = self._brought(session["model"])
+        from_model = self.brought(session["model"])
         layers = (*self._layers(session["model"]), session["settings"])
         return {**options.merged(from_model, *layers), "from_model": from_model}
 
     def from_model(self, model: str, *above: Row) -> set[str]:
         """The options for which a model's own values stand: nobody set them, nor do the layers ``above`` settings."""
         said = options.layered(*self._layers(model), *above)
-        return {name for name in self._brought(model) if name not in said}
+        return {name for name in self.brought(model) if name not in said}
+
+    def brought(self, model: str) -> Row:
+        """The sampling that a loaded model was published with, and the system prompt that we know to suit it."""
+        if not model:
+            return {}
+        pooled, system = self._pool.get(model), self._pool.catalogue.entry(model).system
+        loaded = pooled.loaded if pooled is not None else None
+        sampling = options.brought(loaded.sampling) if loaded is not None else {}
+        return {**sampling, "system": system} if system else sampling
 
     def modes(self, model: str) -> tuple[str, ...] | None:
         """The modes of thinking that a model knows; None while it is not loaded."""
@@ -65,24 +74,21 @@ class Preferences:
 
     def _check_mode(self, model: str, values: Row) -> None:
         """Raises BadRequest for a mode of thinking that this model does not know, as far as that can be said."""
+        if model:
+            options.check_remote(model, values)
         mode = options.checked({"thinking": values.get("thinking")})["thinking"]
         if mode and model and (modes := self.modes(model)) is not None:
             options.check_mode(mode, modes, model)
-
-    def _brought(self, model: str) -> Row:
-        """The sampling that a loaded model was published with, and the system prompt that we know to suit it."""
-        if not model:
-            return {}
-        pooled, system = self._pool.get(model), self._pool.catalogue.entry(model).system
-        loaded = pooled.loaded if pooled is not None else None
-        sampling = options.brought(loaded.sampling) if loaded is not None else {}
-        return {**sampling, "system": system} if system else sampling
 
     def _layers(self, model: str) -> list[Row]:
         return [self._db.setting("sampling"), self._db.setting(f"sampling:{model}") if model else {}]
 
 
 def _changed(settings: Row, values: Row, known: Row) -> Row:
-    """Settings with some of them changed, and those gone whose new value is None. Raises BadRequest."""
-    changed = options.checked({k: v for k, v in values.items() if v is not None}, known)
+    """Settings with some of them changed; gone are those whose new value is None, and a system prompt that is empty.
+
+    Raises BadRequest.
+    """
+    empty = {"system"} if not str(values.get("system") or "").strip() else set[str]()
+    changed = options.checked({k: v for k, v in values.items() if v is not None and k not in empty}, known)
     return {**{k: v for k, v in settings.items() if k not in values}, **changed}

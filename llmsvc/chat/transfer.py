@@ -10,11 +10,15 @@ from typing import Any
 
 from llmsvc.chat import options
 from llmsvc.errors import BadRequest
+from llmsvc.formats.templates import checked_text
 from llmsvc.store.database import Row
 
 _ROLES = ("user", "assistant", "system")
 _KEPT = {"created_at": float, "state": str, "model": str, "usage": dict, "context": dict, "sources": list, "error": str}
 _KEPT |= {"options": dict, "reasoning": str}
+_SOURCE = {"file_id": str, "name": str, "place": str, "head": str, "page": int, "start": int, "end": int}
+_MOST = 2**53
+"""Of what is counted: what every number of JSON can say exactly."""
 _OF_A_CUT = ("begins", "bare", "cut", "recalled_from")
 _HEADING = re.compile(r"^(\\*)(## (?:User|Assistant|System)|<details><summary>Reasoning</summary>)$", re.MULTILINE)
 _FOLDED = "<details><summary>Reasoning</summary>\n\n{reasoning}\n\n</details>\n\n"
@@ -65,6 +69,13 @@ def parted(row: Row) -> tuple[str, str]:
     return reasoning, content
 
 
+def counted(usage: Row) -> Row:
+    """Of an answer's numbers, which may come from an imported file, those that are numbers, and how it ended."""
+    numbers = {name: value for name, value in usage.items() if isinstance(value, int | float) and 0 <= value <= _MOST}
+    finish = usage.get("finish_reason")
+    return {**numbers, **({"finish_reason": finish} if isinstance(finish, str) else {})}
+
+
 def to_markdown(session: Row) -> str:
     """A heading for each message, then its reasoning, folded and quoted.
 
@@ -79,10 +90,12 @@ def to_markdown(session: Row) -> str:
 
 def read(text: str) -> Imported:
     """What ``to_markdown`` wrote, or an exported session in JSON. Raises BadRequest."""
+    checked_text(text)
     try:
         if not text.lstrip().startswith("{"):
             return _from_markdown(text)
         data = json.loads(text)
+        checked_text(json.dumps(data, ensure_ascii=False, allow_nan=False))
         return Imported(
             str(data.get("title") or ""),
             str(data.get("model") or ""),
@@ -133,11 +146,24 @@ def _message(data: Row) -> Row:
         raise ValueError
     kept = {name: data[name] for name, kind in _KEPT.items() if isinstance(data.get(name), kind)}
     # Where the chat was cut says nothing here: its summaries stay behind.
-    kept["context"] = {name: value for name, value in kept.get("context", {}).items() if name not in _OF_A_CUT}
+    ledger = {name: value for name, value in kept.get("context", {}).items() if name not in _OF_A_CUT}
+    kept["context"] = {name: value for name, value in ledger.items() if _is_counted(name, value)}
+    kept["usage"], kept["options"] = counted(kept.get("usage", {})), options.usable(kept.get("options", {}))
+    kept["sources"] = [source for source in kept.get("sources", []) if _is_source(source)]
     if kept.get("state") not in ("done", "stopped", "failed"):
         kept["state"] = "interrupted" if kept.get("state") in ("running", "interrupted") else "done"
     places = {name: data[name] for name in ("id", "parent", "chosen") if name in data}
     return message(data["role"], data["content"], str(data.get("turn_id", "")) or new_id(), **kept, **places)
+
+
+def _is_counted(name: str, value: Any) -> bool:
+    """Whether it can stand in a ledger: sentences in one place, numbers in all others."""
+    return isinstance(value, list) if name == "left_out" else isinstance(value, int) and 0 <= value <= _MOST
+
+
+def _is_source(source: Any) -> bool:
+    """Whether it has all that a place in a file has."""
+    return isinstance(source, dict) and all(isinstance(source.get(name), kind) for name, kind in _SOURCE.items())
 
 
 def tree(line: list[Row], others: Sequence[Row] = ()) -> list[Row]:

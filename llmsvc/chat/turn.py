@@ -1,18 +1,21 @@
 """A turn: one answer being generated. The server owns it; clients only attach and watch."""
 
 import asyncio
+import logging
 import time
 from typing import Any
 
 from llmsvc.chat.asking import reader
 from llmsvc.chat.context import Prompt
 from llmsvc.chat.thought import Thought, read
-from llmsvc.chat.transfer import new_id, parted
+from llmsvc.chat.transfer import counted, new_id, parted
 from llmsvc.engine import FinishReason, TokenEvent
 from llmsvc.errors import LlmsvcError
 from llmsvc.formats.said import Reader
 from llmsvc.logs import REQUEST
 from llmsvc.store.database import Row
+
+log = logging.getLogger(__name__)
 
 _STATES = {
     FinishReason.STOP: "done",
@@ -177,10 +180,12 @@ class Turn:
         self._announced.set()
         self.changed()
 
-    def go_on(self, answer: Row) -> None:
-        """With an answer that was cut, be it in its reasoning."""
-        usage = answer["usage"]
+    def go_on(self, answer: Row, remote: bool) -> None:
+        """With an answer that was cut, be it in its reasoning; other servers go on with words only."""
+        usage = counted(answer["usage"])
         self.reasoning, self.text = parted(answer)
+        if remote and not self.text:
+            self.reasoning = ""
         self.sources, self.tokens_before = answer["sources"], usage.get("completion_tokens", 0)
         self.thought = Thought(usage.get("reasoning_tokens", 0), usage.get("thinking_seconds", 0.0))
 
@@ -194,9 +199,17 @@ class Turn:
         self.changed()
 
     def receive(self, event: TokenEvent) -> None:
-        """Take an event of the engine."""
+        """Take an event of the engine. What cannot be read fails the turn, so that nobody waits for ever."""
         if self.outcome:
             return
+        try:
+            self._take(event)
+        except Exception as error:
+            log.exception("an answer could not be read")
+            self.end("failed", LlmsvcError(f"The answer failed: {error}"))
+        self.changed()
+
+    def _take(self, event: TokenEvent) -> None:
         self._at = time.monotonic()
         self._first = self._first or self._at
         self._last, self._usage = event, None
@@ -207,7 +220,6 @@ class Turn:
         self.state = "running"
         if event.finish_reason is not None:
             self.end(_STATES[event.finish_reason], event.error)
-        self.changed()
 
     async def over(self, timeout: float | None = None) -> bool:
         """Whether the generation ended within ``timeout`` seconds."""

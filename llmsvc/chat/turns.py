@@ -122,8 +122,9 @@ class Turns:
             )
             return turn
         with self._db.session_rows(session_id, "messages") as rows:
-            changed = {"id": new_id(), "content": text, "state": "done", "error": "", "created_at": time.time()}
-            changed |= {"reasoning": parted(row)[0], "chosen": branches.version(rows) + 1}
+            reasoning, words = parted({**row, "content": text, "reasoning": ""})
+            changed = {"id": new_id(), "content": words, "state": "done", "error": "", "created_at": time.time()}
+            changed |= {"reasoning": reasoning or parted(row)[0], "chosen": branches.version(rows) + 1}
             rows.add({**row, **changed})
         self._touch(session_id, {"updated_at": time.time()})
         return Turn.stored(session_id, owner, {**row, **changed})
@@ -155,8 +156,8 @@ class Turns:
         self._resting(owner, session_id, answer["id"], version)
         self._rates.take(owner)
         turn = Turn(session_id, owner, answer["id"])
-        turn.go_on(answer)
         model = answer["model"] or session["model"]
+        turn.go_on(answer, self._pool.catalogue.entry(model).remote)
         chosen = answer["options"] or self._preferences.of_answer(session, model, {})
         self._touch(session_id, {"running": turn.id, "updated_at": time.time()})
         fields = {"state": "running", "error": "", "turn_id": turn.id, "options": chosen}
@@ -428,15 +429,22 @@ class Turns:
             self._touch(turn.session_id, {"running": None})
         except LlmsvcError as error:  # disk full at the end: say so, keep the text on the page
             turn.error = turn.error or error
-        del self._active[turn.session_id]
-        turn.finish()
+        finally:
+            del self._active[turn.session_id]
+            turn.finish()
+            try:
+                self._after(turn, model)
+            finally:
+                self._next(turn.session_id)
+                self._rest()
+
+    def _after(self, turn: Turn, model: str) -> None:
+        """What is done once an answer has ended."""
         event(log, logging.INFO, "turn", **turn.record(), model=model)
         if turn.outcome == "done":
             self._titles.want(turn.session_id, model)
         if turn.outcome in ("done", "stopped"):
             self._summaries.want(turn.session_id, model, options.merged(turn.options))
-        self._next(turn.session_id)
-        self._rest()
 
     def _rest(self) -> None:
         if not self._active and not self._others:
@@ -484,10 +492,8 @@ class Turns:
 
     def _prompt(self, turn: Turn, pooled: PooledModel, loaded: LoadedModel, question: str) -> Prompt:
         """On a worker thread, once the model is there, which may bring options of its own. Raises as building does."""
-        turn.options = options.merged(options.brought(loaded.sampling), turn.options)
+        turn.options = options.merged(self._preferences.brought(pooled.id), turn.options)
         manner = Manner.of(turn.options, loaded.tokenizer)
-        if pooled.remote and not turn.text:  # other servers go on with words only
-            turn.reasoning = ""
         begun, speed = (turn.reasoning, turn.text), pooled.engine.reading
         system = turn.options["system"]
         return self._prompts.build(turn.session_id, loaded, system, question, begun, turn.sources, speed, manner)

@@ -326,7 +326,7 @@ def why_not(model: Any) -> str:
         return "its weights have not 8 bits"
     kind = model.config._attn_implementation
     if {layer.name for layer in kinds_of(config)} != {FULL} or kind not in ("sdpa", NAME):
-        return "its layers are of several kinds, or look at a part of the text"
+        return "its attention is of several kinds, or sees a part of the text"
     if _way(model) == "widened":
         return "its weights are widened before they are multiplied"
     if not fits_kernel(kv_shape(config)[2]):

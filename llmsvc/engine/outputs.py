@@ -27,7 +27,7 @@ class Output:
         self._dice, self._keys = make_dice(request.sampling), list[int]()
         self.lookup = Lookup()
         self._logprobs: list[TokenLogprob] = []
-        self._thinking = _Thinking(request.thinking, tokenizer) if request.thinking and not constraint else None
+        self._thinking = _Thinking(request.thinking, tokenizer) if request.thinking else None
         self._loops = None if constraint else Loops(tokenizer.decode)
         self.complete = self.over = self.repeats = False
         self.unsure_until = 0
@@ -48,12 +48,16 @@ class Output:
 
     def shaped(self, logits: torch.Tensor, tokens: list[int]) -> torch.Tensor:
         """Logits, of shape (vocabulary,), of what may come behind ``tokens``; the same where nothing changes them."""
-        if self._thinking is not None and (token := self._thinking.next) is not None:
-            return torch.full_like(logits, -torch.inf, dtype=torch.float32).index_fill(0, _index(token, logits), 0.0)
         if self._params.repetition_penalty != 1:
             seen = torch.tensor(sorted(set(tokens)), device=logits.device)
             logits = penalized(logits.float(), self._params.repetition_penalty, seen)
-        return logits if self._constraint is None else self._constraint.allowed(logits)
+        allowed = logits if self._constraint is None else self._constraint.allowed(logits)
+        if self._thinking is None or (token := self._thinking.next) is None:
+            return allowed
+        if self._constraint is not None and allowed[token] == -torch.inf:
+            self._thinking.leave()
+            return allowed
+        return torch.full_like(logits, -torch.inf, dtype=torch.float32).index_fill(0, _index(token, logits), 0.0)
 
     def took(self, token: int, logits: torch.Tensor, row: int) -> None:
         """Record what was chosen, and from what row of which logits."""
@@ -84,13 +88,18 @@ class _Thinking:
     def __init__(self, limit: ThinkingLimit, tokenizer: Any) -> None:
         self._limit, self._tokenizer = limit, tokenizer
         self._count, self._tail = 0, ""
-        self._forced: list[int] = []
-        self.over = False
+        self._first = list[int]()
+        self._forced = list[int]()
+        self._begun, self.over = not limit.opens, False
 
     @property
     def next(self) -> int | None:
         """The token that has to come, if it is decided."""
         return self._forced[0] if self._forced else None
+
+    def leave(self) -> None:
+        """Force nothing more."""
+        self._forced, self.over = [], True
 
     def push(self, token: int) -> None:
         if self.over:
@@ -98,11 +107,23 @@ class _Thinking:
         if self._forced:
             del self._forced[0]
             self.over = not self._forced
-            return
+        elif self._begun:
+            self._reason(token)
+        else:
+            self._begin(token)
+
+    def _begin(self, token: int) -> None:
+        """Before it is known whether the answer begins with reasoning."""
+        self._first.append(token)
+        text = self._tokenizer.decode(self._first).lstrip().rstrip("\ufffd")
+        self._begun = text.startswith(self._limit.opens)
+        self.over = not (self._begun or any(mark.startswith(text) for mark in self._limit.opens))
+
+    def _reason(self, token: int) -> None:
         self._count += 1
-        mark = self._limit.until
-        self._tail = (self._tail + self._tokenizer.decode([token]))[-2 * len(mark) - 32 :]
-        self.over = bool(mark) and mark in self._tail
+        longest = max(map(len, self._limit.until), default=0)
+        self._tail = (self._tail + self._tokenizer.decode([token]))[-2 * longest - 32 :]
+        self.over = any(mark in self._tail for mark in self._limit.until)
         if not self.over and self._count >= self._limit.tokens:
             self._forced = list(self._limit.closing)
             self.over = not self._forced

@@ -86,12 +86,15 @@ class TokenEvent:
 class ThinkingLimit:
     """Reasoning that has no end after ``tokens`` of them is ended: the tokens ``closing`` follow then.
 
-    It has ended by itself when the answer's text has ``until`` in it, a mark.
+    It has ended by itself when the answer's text has one of the marks ``until`` in it. It begins at once, or where the
+    answer begins with one of the marks ``opens``; an answer that begins otherwise has none to be ended. Of an answer
+    that is bound to a grammar, ``closing`` comes as far as the grammar takes it.
     """
 
     tokens: int
-    until: str
+    until: tuple[str, ...]
     closing: tuple[int, ...]
+    opens: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,11 @@ class ReasoningFormat:
         wraps = (mark for pair in self.wraps for mark in pair)
         return (*self.opens, *self.closes, *wraps, *self.hidden, *self.interrupts)
 
+    @property
+    def begins(self) -> tuple[str, ...]:
+        """What reasoning at the beginning of an answer begins with, and nothing else does."""
+        return (self.opening.strip(),) if self.name == "harmony" else self.opens
+
 
 def _pair(name: str, opens: str, closes: str, *, compact: bool = False, special: bool = False) -> ReasoningFormat:
     """Two marks, on lines of their own unless ``compact``."""

@@ -33,7 +33,7 @@ class ReasoningReader:
         said = self._gather(self._steps())
         held, self._held = self._held, ""
         if self._state == "reasoning":
-            more = Said(reasoning=held.rstrip())
+            more = self._reasoning(held.rstrip())
         elif self._wrapped and held.strip() == self._wrapped:
             more = Said()
         elif self._state == "start" and self._trims:

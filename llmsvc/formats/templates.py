@@ -21,7 +21,7 @@ MOST_VARIABLES, LONGEST_VARIABLES = 32, 16_384
 """How many variables a caller may pass on to the template, and their length as JSON."""
 _OURS = frozenset(
     [
-        *("self", "messages", "conversation", "tools", "documents", "chat_template", "tokenize"),
+        *("self", "messages", "conversation", "conversations", "tools", "documents", "chat_template", "tokenize"),
         *("add_generation_prompt", "continue_final_message", "padding", "truncation", "max_length"),
         *("return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs"),
         "sanitize_control_tokens",
@@ -97,8 +97,14 @@ def encode(tokenizer: Any, rendered: Rendered | str) -> tuple[int, ...]:
 
 
 def can_think(tokenizer: Any) -> tuple[str, ...]:
-    """The modes of thinking that its template knows: ("off", "on"), ("low", "medium", "high"), …"""
-    return tuple(_traits(tokenizer, _template(tokenizer, [])).modes)
+    """The modes of thinking that its template knows: ("off", "on"), ("low", "medium", "high"), …
+
+    None of a model that cannot be asked at all: ``render`` says why.
+    """
+    try:
+        return tuple(_traits(tokenizer, _template(tokenizer, [])).modes)
+    except BadRequest:
+        return ()
 
 
 def plain_stops() -> tuple[str, ...]:
@@ -141,7 +147,18 @@ def _rendered(tokenizer: Any, template: str, rows: list[Row], tools: list[Row], 
             f"The model's chat template cannot take these messages.{reason} Begin with a system or a user message, let "
             "user and assistant take turns, and end with the user's; or choose another model."
         ) from error
-    return str(rendered)
+    return checked_text(str(rendered))
+
+
+def checked_text(text: str) -> str:
+    """The text. Raises BadRequest for one that has half of a character in it, which is no Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(
+            "A text has half of a surrogate pair in it, as \\ud83d alone. Send whole characters."
+        ) from None
+    return text
 
 
 def _bos(tokenizer: Any, template: str) -> str:

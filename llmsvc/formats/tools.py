@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmsvc.errors import BadRequest
+from llmsvc.formats import schemas
 
 Row = dict[str, Any]
 
@@ -15,6 +16,10 @@ class Tool:
     name: str
     description: str
     parameters: Row
+
+    def __post_init__(self) -> None:
+        """Raises BadRequest for parameters that are no schema."""
+        schemas.check(self.parameters)
 
     def row(self) -> Row:
         """As chat templates take it."""

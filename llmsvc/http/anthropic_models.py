@@ -1,6 +1,5 @@
 """What Anthropic's clients send. https://docs.anthropic.com/en/api/messages"""
 
-import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -25,14 +24,13 @@ class Message(BaseModel):
         kinds: dict[str, list[Block]] = {"tool_use": [], "tool_result": [], "thinking": [], "redacted_thinking": []}
         words: list[Block] = []
         for block in self.content:
-            kinds.get(block.get("type", ""), words).append(block)
+            kinds.get(str(block.get("type", "")), words).append(block)
         rows = [_result_row(block) for block in kinds["tool_result"]]
         row: dict[str, Any] = {"role": self.role, "content": text_of(words)}
         if reasoning := "\n\n".join(filter(None, (str(b.get("thinking") or "") for b in kinds["thinking"]))):
             row["reasoning"] = reasoning
         if calls := kinds["tool_use"]:
-            made = [(str(b.get("id")), str(b.get("name")), json.dumps(b.get("input", {}))) for b in calls]
-            row["tool_calls"] = [call_row(*call) for call in made]
+            row["tool_calls"] = [call_row(str(b.get("id")), str(b.get("name")), b.get("input", {})) for b in calls]
         return [*rows, row] if words or calls or not rows else rows
 
 
@@ -77,6 +75,7 @@ class CountRequest(BaseModel):
     tool_choice: ToolChoice = ToolChoice(type="auto")
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def ask(self) -> Ask:
         """Raises BadRequest."""
@@ -86,7 +85,8 @@ class CountRequest(BaseModel):
         tools = [Tool(tool.name, tool.description, tool.input_schema) for tool in self.tools]
         parallel = not self.tool_choice.disable_parallel_tool_use
         chosen = chosen_tools(tools, self.tool_choice.choice, parallel)
-        return Ask(self.model, rows, options=self.options(), tools=chosen, parallel=parallel)
+        variables = self.chat_template_kwargs or {}
+        return Ask(self.model, rows, options=self.options(), tools=chosen, parallel=parallel, variables=variables)
 
     def options(self) -> dict[str, Any]:
         """Those of ``chat.options`` that were set. Raises BadRequest."""

@@ -30,7 +30,13 @@ _UNREADABLE = BadRequest("The body could not be read. Send JSON as UTF-8.")
 def body(error: LlmsvcError, param: str | None = None) -> dict[str, Any]:
     """https://platform.openai.com/docs/guides/error-codes, https://docs.anthropic.com/en/api/errors"""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-    return {"type": "error", "error": {"message": str(error), "type": kind, "param": param, "code": error.code}}
+    said = {"message": _whole(str(error)), "type": kind, "param": param and _whole(param), "code": error.code}
+    return {"type": "error", "error": said}
+
+
+def _whole(text: str) -> str:
+    """Without halves of surrogate pairs, which a request may have and no answer can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def refused(error: LlmsvcError, param: str | None = None) -> JSONResponse:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from llmsvc.chat.completions import Ask
 from llmsvc.errors import BadRequest
 from llmsvc.formats.calls import compact
+from llmsvc.formats.templates import checked_text
 from llmsvc.formats.tools import Tool, Tools
 from llmsvc.http.thinking import ThinkingConfig, thinking_options
 
@@ -20,14 +21,14 @@ _TEXTS = ("text", "input_text", "output_text", "refusal")
 def text_of(content: Content) -> str:
     """The text of a message's parts. Raises BadRequest for parts of other kinds."""
     if content is None or isinstance(content, str):
-        return content or ""
+        return checked_text(content or "")
     texts = []
     for part in content:
         text = part.get("text", part.get("refusal"))
         if part.get("type") not in _TEXTS or not isinstance(text, str):
             kind = str(part.get("type"))[:40]
             raise BadRequest(f'Models here read text only, and a message has a part of type "{kind}". Leave it out.')
-        texts.append(text)
+        texts.append(checked_text(text))
     return "\n".join(texts)
 
 
@@ -63,11 +64,14 @@ class Message(BaseModel):
         return row
 
 
-def call_row(id_: str, name: str, arguments: str) -> dict[str, Any]:
-    """A call that was made, as chat templates take it. Raises BadRequest."""
+def call_row(id_: str, name: str, arguments: Any) -> dict[str, Any]:
+    """A call that was made, as chat templates take it, its arguments as JSON text or as what that says.
+
+    Raises BadRequest.
+    """
     try:
-        given = json.loads(arguments or "{}")
-    except ValueError:
+        given = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
         raise BadRequest(f"The arguments of the call of {name} are no JSON.") from None
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": given}}
 

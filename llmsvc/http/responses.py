@@ -16,7 +16,7 @@ from llmsvc.formats.calls import compact
 from llmsvc.formats.tools import Tool, ToolCall
 from llmsvc.http.answers import WAITING, data, stream, whole
 from llmsvc.http.openai_models import Content, call_row, chosen_tools, text_of
-from llmsvc.http.thinking import thinking_options
+from llmsvc.http.thinking import ThinkingConfig, thinking_options
 from llmsvc.service import Service
 
 
@@ -79,6 +79,8 @@ class ResponsesRequest(BaseModel):
     background: bool | None = None
     metadata: dict[str, str] | None = None
     reasoning: Reasoning | None = None
+    thinking: ThinkingConfig | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def ask(self) -> Ask:
         """Raises BadRequest."""
@@ -91,7 +93,8 @@ class ResponsesRequest(BaseModel):
         items = [Item(content=self.input)] if isinstance(self.input, str) else self.input
         options: dict[str, Any] = {"max_tokens": self.max_output_tokens, "temperature": self.temperature}
         options |= {"top_p": self.top_p, "json_schema": self._schema()}
-        options |= thinking_options(self.reasoning.effort if self.reasoning else None, name="reasoning.effort")
+        effort = self.reasoning.effort if self.reasoning else None
+        options |= thinking_options(effort, self.thinking, "reasoning.effort")
         tools = [Tool(tool.name, tool.description or "", tool.parameters or {"type": "object"}) for tool in self.tools]
         choice = self.tool_choice if isinstance(self.tool_choice, str) else self.tool_choice.name
         return Ask(
@@ -100,6 +103,7 @@ class ResponsesRequest(BaseModel):
             options={name: value for name, value in options.items() if value is not None},
             tools=chosen_tools(tools, choice, self.parallel_tool_calls),
             parallel=self.parallel_tool_calls,
+            variables=self.chat_template_kwargs or {},
         )
 
     def _schema(self) -> str | None:
@@ -115,7 +119,8 @@ def _rows(items: list[Item]) -> list[dict[str, Any]]:
     for item in items:
         last = rows[-1] if rows else {"role": ""}
         if item.type == "reasoning":
-            rows.append({"role": "assistant", "content": "", "reasoning": item.reasoning()})
+            if reasoning := item.reasoning():
+                rows.append({"role": "assistant", "content": "", "reasoning": reasoning})
         elif item.type == "function_call":
             if last["role"] != "assistant":
                 rows.append({"role": "assistant", "content": ""})

@@ -26,11 +26,11 @@ _JSON = json.JSONEncoder(ensure_ascii=False)
 async def events(turns: Turns, turn: Turn, last_id: str) -> AsyncIterator[bytes]:
     """Exactly what comes behind ``last_id``; from the start when that is of another turn."""
     yield b"retry: 500\n\n"
-    shown = _seen(turn, last_id)
+    shown, thought = _seen(turn, last_id), "+" in last_id
     told: tuple[Any, ...] = ()
     async with aclosing(turns.follow(turn, shown[0])) as changes:
         async for _ in changes:
-            place, ended = placed(turn, shown), turn.finished
+            place, ended = placed(turn, shown, thought), turn.finished
             shown = (len(turn.text), len(turn.reasoning))
             news = (turn.state, turn.note, turn.error, ended)
             if news == told:
@@ -48,13 +48,16 @@ def event_id(turn: Turn) -> str:
     return f"{turn.id}:{len(turn.text)}{thought}{END if turn.finished else ''}"
 
 
-def placed(turn: Turn, shown: tuple[int, int] = (0, 0)) -> dict[str, Any]:
-    """What comes behind so many characters of the text and of the reasoning, as each event says it."""
-    said, thought = shown
+def placed(turn: Turn, shown: tuple[int, int] = (0, 0), thought: bool = False) -> dict[str, Any]:
+    """What comes behind so many characters of the text and of the reasoning, as each event says it.
+
+    ``thought``: the client has reasoning, which may be gone by now.
+    """
+    said, reasoned = min(shown[0], len(turn.text)), min(shown[1], len(turn.reasoning))
     place = {"offset": said, "length": len(turn.text), "text": turn.text[said:]}
     if turn.reasoning or thought:
-        reasoning = turn.reasoning[thought:]
-        place |= {"reasoning_offset": thought, "reasoning_length": len(turn.reasoning), "reasoning": reasoning}
+        reasoning = turn.reasoning[reasoned:]
+        place |= {"reasoning_offset": reasoned, "reasoning_length": len(turn.reasoning), "reasoning": reasoning}
     return place
 
 

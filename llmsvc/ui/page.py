@@ -343,15 +343,18 @@ class Page:
         listed = await asyncio.to_thread(self._service.catalogue.list)
         return gr.update(choices=models.choices(listed))
 
-    async def on_forecast(self, model_id: str, quantization: str, request: gr.Request) -> tuple[str, Any]:
+    async def on_forecast(self, model_id: str, quantization: str, request: gr.Request) -> tuple[Any, Any]:
         """What the chosen model would take; what is wrong with it stands in its place. Only what runs can be loaded."""
         model_id = (model_id or "").strip()
+        tab = self._tabs.of(request)
+        asked = tab.forecast = (model_id, quantization)
         try:
             await self._service.check_model(caller_of(request), model_id)
             row = await asyncio.to_thread(self._service.pool.forecast, model_id, quantization)
+            shown, runs = models.forecast(row), row["runs"]
         except LlmsvcError as error:
-            return models.refusal(str(error)), gr.update(interactive=True)
-        return models.forecast(row), gr.update(interactive=row["runs"])
+            shown, runs = models.refusal(str(error)), True
+        return (shown, gr.update(interactive=runs)) if tab.forecast == asked else (gr.skip(), gr.skip())
 
     async def on_delete_model(self, model_id: str, request: gr.Request) -> Any:
         """Delete the files of the chosen model; nothing when it was not confirmed."""

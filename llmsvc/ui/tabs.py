@@ -28,6 +28,8 @@ class Tab:
     """The modes of thinking that are offered, the chosen one, and its bound."""
     editing: tuple[str, str] = ("", "")
     """"message" or "queued", and its id, while the composer holds a message that is being changed."""
+    forecast: tuple[str, str] = ("", "")
+    """The model and quantisation for which a forecast was asked last: one that was slower is not shown over it."""
     last_asked: str = ""
     deleted: str = ""
     settings: dict[str, Any] = field(default_factory=dict)

@@ -346,7 +346,7 @@ def test_what_a_model_on_another_server_thinks_is_told_apart_as_well(thinker, tm
 
 def test_a_models_own_sampling_stands_where_the_user_set_none(client, session) -> None:
     of_model = client.predict(MODEL, api_name="/settings_get")
-    assert of_model["from_model"] == {"temperature": 0.6, "top_k": 20}
+    assert {**of_model["from_model"], "system": ""} == {"temperature": 0.6, "top_k": 20, "system": ""}
     assert (of_model["temperature"], of_model["top_k"], of_model["top_p"]) == (0.6, 20, 0.95)
     assert client.predict(api_name="/settings_get")["temperature"] == 0.2
     used = lambda: (client.predict(session, "Is it so?", api_name="/chat"), last(client, session))[1]["options"]  # noqa: E731
@@ -360,3 +360,61 @@ def test_a_models_own_sampling_stands_where_the_user_set_none(client, session) -
     finally:
         client.predict({"temperature": None}, api_name="/settings_set")
         client.predict({"top_k": None}, MODEL, api_name="/settings_set")
+
+
+# What is odd
+
+
+ODD = [
+    ("/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": [{"type": ["x"], "text": "a"}]}]}),
+    ("/v1/messages", {"max_tokens": 9, "messages": [{"role": "user", "content": [{"type": {"a": 1}, "text": "a"}]}]}),
+    ("/v1/chat/completions", {"messages": ASKED, "chat_template_kwargs": {"x\ud800": 1}}),
+    ("/v1/chat/completions", {"messages": ASKED, "chat_template_kwargs": {"conversations": "z"}}),
+    ("/v1/chat/completions", {"messages": ASKED, "chat_template_kwargs": {"chat_template": "z"}}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a\ud800"}]}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a\ud800"}]}]}),
+    ("/v1/chat/completions", {"messages": ASKED, "a\ud800": 1, "n": "a\ud800"}),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                *ASKED,
+                {"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "[" * 20_000}}]},
+            ]
+        },
+    ),
+    (
+        "/v1/chat/completions",
+        {
+            "messages": ASKED,
+            "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"properties": 5}}}],
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), ODD, ids=range(len(ODD)))
+def test_what_no_model_can_read_is_refused_in_words(thinker, path, body) -> None:
+    sent = json.dumps({"model": MODEL, **body})
+    answer = httpx.post(f"{thinker.url}{path}", content=sent, headers={"Content-Type": "application/json"}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), answer.text
+
+
+def test_every_api_takes_thinking_and_the_templates_variables(api, claude) -> None:
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    for extra in (off, OFF):
+        answered = api.responses.create(model=MODEL, input="Is it so?", extra_body=extra)
+        assert [item.type for item in answered.output] == ["message"]
+        said = claude.messages.create(model=MODEL, max_tokens=90, messages=ASKED, extra_body=extra)
+        assert [block.type for block in said.content] == ["text"]
+    within = {"X-LLMSVC-Session": "new"}
+    with pytest.raises(openai.BadRequestError, match="chat_template_kwargs"):
+        api.chat.completions.create(model=MODEL, messages=ASKED, extra_body=off, extra_headers=within)
+
+
+def test_a_reasoning_item_without_text_is_no_message(api) -> None:
+    said = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}]
+    empty = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "abc"}
+    count = lambda items: api.responses.create(model=MODEL, input=items).usage.input_tokens  # noqa: E731
+    assert count([said[0], empty, *said[1:]]) == count(said)
+    assert count([*said, empty]) == count(said)

@@ -11,6 +11,7 @@ from thinker import ANSWER, TEMPLATE, THOUGHT
 
 from llmsvc.chat import context, options
 from llmsvc.chat.asking import AS_MADE, Manner, bound_to_calls, reader, rendered, request
+from llmsvc.chat.completions import Ask, _chat
 from llmsvc.chat.idle import at_once
 from llmsvc.chat.past import Attics
 from llmsvc.chat.thought import Thought, read
@@ -19,7 +20,9 @@ from llmsvc.engine import Engine, FinishReason, SamplingParams, TokenEvent
 from llmsvc.errors import BadRequest
 from llmsvc.formats import templates
 from llmsvc.formats.tools import Tool, Tools
-from llmsvc.models.loader import load
+from llmsvc.models.loader import LoadedModel, load
+from llmsvc.models.pooled import PooledModel
+from llmsvc.models.remote import Estimate
 
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 OPTIONS = options.merged({"temperature": 0, "max_tokens": 60})
@@ -44,15 +47,46 @@ def opens(tokenizer: Any) -> Any:
     return changed
 
 
-def test_a_budget_begins_where_the_reasoning_surely_does(opens: Any) -> None:
-    bounded = Manner.of({**OPTIONS, "thinking_budget": 8}, opens)
-    assert rendered(opens, ASKED, bounded).text.endswith("<|im_start|>assistant\n<think>\n")
-    assert rendered(opens, ASKED, bounded).opened
-    assert not rendered(opens, ASKED).opened  # the model opens it, and may not
-    off = Manner.of({**OPTIONS, "thinking_budget": 8, "thinking": "off"}, opens)
-    assert rendered(opens, ASKED, off).text.endswith("<think>\n\n</think>\n\n")
-    assert not rendered(opens, ASKED, off).opened
-    assert not rendered(opens, ASKED, bounded, answer="Paris").opened
+@pytest.mark.parametrize("mode", ["", "on", "off"])
+def test_a_budget_changes_nothing_about_whether_a_model_thinks(opens: Any, thinks: Any, mode: str) -> None:
+    for tokenizer in (opens, thinks):
+        free = rendered(tokenizer, ASKED, Manner.of({**OPTIONS, "thinking": mode}, tokenizer))
+        bounded = Manner.of({**OPTIONS, "thinking": mode, "thinking_budget": 8}, tokenizer)
+        assert rendered(tokenizer, ASKED, bounded) == free
+
+
+def test_a_budget_begins_where_the_reasoning_does(loaded: Any, opens: Any) -> None:
+    from dataclasses import replace
+
+    def limit(tokenizer: Any, **more: Any) -> Any:
+        prompt = rendered(tokenizer, ASKED, **more)
+        model = replace(loaded, tokenizer=tokenizer)
+        return request("1", model, (), options.sampling(OPTIONS), print, prompt=prompt, budget=8).thinking
+
+    assert limit(loaded.tokenizer).opens == ()
+    assert limit(opens).opens == ("<think>",)  # the model opens it, and may not
+    assert limit(opens, reasoning="I").opens == ()
+    assert limit(opens, answer="Paris") is None
+    gemma = copy.deepcopy(opens)
+    gemma.chat_template = small.GEMMA_4
+    assert limit(gemma).until == ("<channel|>", "<|tool_call>")  # a call ends it as well
+
+
+def test_a_model_on_another_server_goes_on_with_words_only() -> None:
+    remote = LoadedModel(None, Estimate(), "remote", "", 8000, 0, False)
+    pooled = PooledModel("remote:some", "none", "remote", remote=True)
+    begun = {"role": "assistant", "content": "", "reasoning": "I think"}
+    chosen = options.merged()
+    wanted = _chat(pooled, remote, Ask("remote:some", [*ASKED, begun]), chosen, options.sampling(chosen))
+    assert (wanted.source, wanted.prompt.opened) == (tuple(ASKED), False)
+
+
+def test_a_model_on_another_server_is_not_told_how_to_think() -> None:
+    for values in ({"thinking": "high"}, {"thinking": "off"}, {"thinking_budget": 5}):
+        with pytest.raises(BadRequest, match="decides itself how it thinks"):
+            options.check_remote("remote:some", values)
+        options.check_remote("some", values)
+    options.check_remote("remote:some", {"thinking": "", "thinking_budget": 0})
 
 
 def test_an_answer_of_a_form_begins_behind_the_reasoning(thinks: Any) -> None:
@@ -190,3 +224,13 @@ def test_a_real_answer_is_bound_to_the_calls_of_its_family(loaded: Any) -> None:
     assert (call.name, events[-1].finish_reason) == ("weather", FinishReason.STOP)
     assert "".join(one.text for one in read_all).strip() == ""
     assert AS_MADE.thinking.mode == ""
+
+
+def test_a_real_answer_that_must_be_a_call_has_its_reasoning_bounded_too(loaded: Any) -> None:
+    tools = Tools((TOOL,), "weather")
+    prompt = rendered(loaded.tokenizer, [{"role": "user", "content": "Tell me a long story."}], tools=tools.tools)
+    sampling = bound_to_calls(options.sampling(OPTIONS), prompt, tools, remote=False)
+    said = reader(prompt, tools.tools)
+    read_all = [read(said, event) for event in answer_of(loaded, sampling, prompt, budget=12)]
+    assert [call.name for one in read_all for call in one.calls] == ["weather"]
+    assert "".join(one.reasoning for one in read_all)

@@ -49,8 +49,10 @@ def test_reasoning_without_an_end_is_ended(tokenizer: Any) -> None:
     closing = tuple(tokenizer.encode("</think>", add_special_tokens=False))
     answers: dict[str, list[str]] = {}
     limits = {
-        "bound": ThinkingLimit(10, "</think>", closing),
-        "over": ThinkingLimit(10, tokenizer.decode([WORDS[3]]), closing),
+        "bound": ThinkingLimit(10, ("</think>",), closing),
+        "over": ThinkingLimit(10, ("</think>", tokenizer.decode([WORDS[3]])), closing),
+        "opened": ThinkingLimit(10, ("</think>",), closing, ("<think>", tokenizer.decode([WORDS[2]]).strip())),
+        "words": ThinkingLimit(10, ("</think>",), closing, ("<think>",)),
     }
     try:
         for name, limit in limits.items():
@@ -64,6 +66,26 @@ def test_reasoning_without_an_end_is_ended(tokenizer: Any) -> None:
     assert before == tokenizer.decode([WORDS[(2 + n) % 7] for n in range(10)])
     assert behind
     assert "</think>" not in answers["over"][0]
+    assert "</think>" not in answers["words"][0]  # it began with none
+    before, _, behind = answers["opened"][0].partition("</think>")
+    assert before == tokenizer.decode([WORDS[(2 + n) % 7] for n in range(11)])  # the mark is not counted
+    assert behind
+
+
+def test_reasoning_within_a_grammar_is_ended_as_far_as_that_allows(tokenizer: Any) -> None:
+    engine = Engine(always(WORDS), tokenizer, window=2048)
+    closing = tuple(tokenizer.encode("</think>\n\nSo", add_special_tokens=False))
+    try:
+        collected = Collected(engine)
+        grammar = 'start: «…</think>» "\\n\\nYes"\n'
+        sampling = SamplingParams(temperature=0, max_tokens=60, grammar=grammar)
+        limit = ThinkingLimit(10, ("</think>",), closing)
+        engine.submit(GenerationRequest("a", (5, 6, 7), sampling, collected._queue.put, thinking=limit))
+        text, last = collected.all(1)["a"]
+    finally:
+        engine.close()
+    assert text.endswith("</think>\n\nYes")
+    assert last.tokens < 30
 
 
 def test_special_tokens_that_are_marks_stay_in_the_text(tokenizer: Any) -> None:

@@ -175,6 +175,10 @@ def test_special_tokens_open_reasoning_anywhere() -> None:
     assert said == Said("Wait. So. It is 4.", "One.\n\nTwo.")
 
 
+def test_a_second_part_of_the_reasoning_is_apart_even_if_the_end_cuts_it() -> None:
+    assert read("<|channel>", *"<|channel>thought\nA<channel|>Hi<|channel>thought\n<chan").reasoning == "A\n\n<chan"
+
+
 def test_a_call_ends_reasoning_that_was_left_open() -> None:
     marks = "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>"
     answer = f'I look. {marks}{{"city": "Rome"}}<|tool_call_end|><|tool_calls_section_end|>'

@@ -117,6 +117,7 @@ def test_several_templates_of_one_model() -> None:
     assert "<tools>" in text(both, *TALK, tools=[TOOL])
     with pytest.raises(BadRequest, match="several chat templates"):
         text({"one": small.CHATML, "other": small.QWEN}, *TALK)
+    assert can_think(small.tokenizer({"one": small.CHATML, "other": small.QWEN})) == ()
 
 
 # Tools
@@ -264,6 +265,7 @@ def test_variables_reach_the_template() -> None:
     "variables",
     [
         {"messages": []},
+        {"conversations": []},
         {"tools": []},
         {"chat_template": "x"},
         {"add_generation_prompt": False},

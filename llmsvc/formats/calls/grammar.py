@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from llmsvc.formats.calls.values import kinds_of, referred
+from llmsvc.formats.schemas import kinds_of, resolved
 from llmsvc.formats.tools import Row, Tool, Tools
 
 MOST_CALLS = 8
@@ -43,6 +43,7 @@ class Grammar:
 
     def __init__(self) -> None:
         self._rules: dict[str, str] = {}
+        self._values: dict[tuple[int, str, int], str] = {}
 
     def rule(self, body: str) -> str:
         """The name of a rule with this body."""
@@ -53,6 +54,15 @@ class Grammar:
         shared: Row = {key: root[key] for key in ("$defs", "definitions") if key in root}
         schema = schema if isinstance(schema, dict) else {}
         return self.rule(f"%json {json.dumps({'x-guidance': _SPACED, **shared, **schema})}")
+
+    def value(self, schema: Any, root: Row, quote: str, depth: int = 0) -> str:
+        """A value in the way of ``braces``. What a reference names is written once for each depth."""
+        if not isinstance(schema, dict) or not schema.get("$ref"):
+            return _value(self, schema, root, quote, depth)
+        place = id(root), schema["$ref"], depth
+        if place not in self._values:
+            self._values[place] = self.rule(_value(self, resolved(schema, root), root, quote, depth))
+        return self._values[place]
 
     def arguments(self, tool: Tool) -> str:
         """A tool's arguments as a JSON object, with no other keys than the tool names."""
@@ -150,7 +160,7 @@ def _properties(schema: Row) -> Iterable[tuple[str, Any, bool]]:
 def _choices(schema: Any) -> list[str]:
     """The only strings that a schema allows, if it names them."""
     schema = schema if isinstance(schema, dict) else {}
-    values = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    values = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     return [value for value in values if isinstance(value, str)]
 
 
@@ -165,15 +175,13 @@ def _text_or_json(grammar: Grammar, schema: Any, root: Row, end: str) -> str:
 
 def _object(grammar: Grammar, schema: Any, root: Row, quote: str, depth: int) -> str:
     items = [
-        (grammar.rule(f"{text(key + ':')} {_value(grammar, inner, root, quote, depth + 1)}"), required)
+        (grammar.rule(f"{text(key + ':')} {grammar.value(inner, root, quote, depth + 1)}"), required)
         for key, inner, required in sorted(_properties(schema), key=lambda item: item[0])
     ]
     return " ".join(filter(None, (text("{"), grammar.members(items, ","), text("}"))))
 
 
 def _value(grammar: Grammar, schema: Any, root: Row, quote: str, depth: int) -> str:
-    if isinstance(schema, dict) and "$ref" in schema:
-        schema = referred(str(schema["$ref"]), root)
     kinds = kinds_of(schema, root)
     if "string" in kinds or not kinds or depth > _DEEPEST:
         choices = [f"{text(choice)} {text(quote)}" for choice in _choices(schema)]
@@ -181,6 +189,6 @@ def _value(grammar: Grammar, schema: Any, root: Row, quote: str, depth: int) -> 
     if "object" in kinds:
         return grammar.rule(_object(grammar, schema, root, quote, depth))
     if "array" in kinds:
-        item = grammar.rule(_value(grammar, schema.get("items") or {}, root, quote, depth + 1))
+        item = grammar.rule(grammar.value(schema.get("items") or {}, root, quote, depth + 1))
         return grammar.rule(f"{text('[')} ({item} ({text(',')} {item})*)? {text(']')}")
     return grammar.json(schema, root)

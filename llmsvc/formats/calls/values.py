@@ -6,12 +6,10 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmsvc.formats.schemas import kinds_of
 from llmsvc.formats.tools import Row, Tool, ToolCall
 
-_DEEPEST = 16
-"""References in a schema are followed so far."""
 _PYTHON = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
-_NAMED = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 
 class NotACall(ValueError):
@@ -100,29 +98,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     return value
-
-
-def kinds_of(schema: Any, root: Row, depth: int = 0) -> set[str]:
-    """The JSON types that a schema allows; none where it says nothing of them."""
-    if not isinstance(schema, dict) or depth > _DEEPEST:
-        return set()
-    if reference := schema.get("$ref"):
-        return kinds_of(referred(str(reference), root), root, depth + 1)
-    if named := schema.get("type"):
-        return {named} if isinstance(named, str) else set(named)
-    if "const" in schema or "enum" in schema:
-        return {_NAMED.get(type(value), "null") for value in schema.get("enum", [schema.get("const")])}
-    parts = [part for key in ("anyOf", "oneOf", "allOf") for part in schema.get(key) or ()]
-    kinds = set[str]().union(*(kinds_of(part, root, depth + 1) for part in parts))
-    return kinds or ({"object"} if "properties" in schema else set())
-
-
-def referred(reference: str, root: Row) -> Any:
-    """The part of a schema that a local reference names; an empty schema where there is none."""
-    part: Any = root
-    for step in reference.removeprefix("#").strip("/").split("/"):
-        part = part.get(step, {}) if isinstance(part, dict) else {}
-    return part
 
 
 def json_value(text: str) -> Any:
