@@ -115,6 +115,7 @@ class PooledModel:
             "context": loaded.window if loaded else 0,
             "checkpoint": loaded.checkpoint if loaded else "none",
             "note": loaded.note if loaded else "",
+            "served": getattr(engine, "served", ""),
             "plain_template": loaded.plain_template if loaded else False,
             "parked": self.state == "parked",
             "pinned": self.pinned,

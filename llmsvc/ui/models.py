@@ -72,7 +72,8 @@ def _card(row: dict[str, Any], current: bool, admin: bool) -> str:
         rate = f"{row['tokens_per_second']:.0f} tokens/s" if row["tokens_per_second"] else ""
         facts = [row["device"], row["dtype"], size(row["memory_bytes"])]
         facts += [f"{size(row['kv_bytes'])} of chats" if row["kv_bytes"] > 10**6 else ""]
-        facts += [f"{row['context']:,} tokens of context", row["note"], "pinned" if row["pinned"] else ""]
+        facts += [f"{row['context']:,} tokens of context", row["note"]]
+        facts += ["one answer at a time" * (row["served"] == "one at a time"), "pinned" * row["pinned"]]
         facts += [f"{row['running']} running" if row["running"] else "", rate if row["running"] else ""]
         facts += [f"{row['queued']} queued" if row["queued"] else ""]
         detail = " · ".join(escape(f) for f in facts if f)
