@@ -10,6 +10,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 from bench.architectures import EQUAL, REFUSED, measure  # noqa: E402
 from bench.zoo import Species  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("no_kernels")  # they keep keys in 16 bits
 KINDS = {
     "gemma3_text": "sliding and full attention",
     "llama4_text": "chunked attention, and layers without positions",

@@ -451,12 +451,13 @@ def test_export_and_import(page: Page, tmp_path: Path) -> None:
 
 def test_the_model_names_a_chat_when_nobody_waits(page: Page, app) -> None:
     longest(app, 300)
+    asked = "Write a long story about a dragon"
     page.click("#new-chat")
-    send(page, "Give me a recipe for pancakes")
+    send(page, asked)
     expect(page.locator("#live")).to_contain_text(WORDS)
-    expect(page.locator("#sessions .current .name")).to_have_text("Give me a recipe for pancakes")
+    expect(page.locator("#sessions .current .name")).to_have_text(asked)
     answered(page)
-    expect(page.locator("#sessions .current .name")).not_to_have_text("Give me a recipe for pancakes", timeout=300_000)
+    expect(page.locator("#sessions .current .name")).not_to_have_text(asked, timeout=300_000)
 
 
 def test_an_empty_message_sends_nothing(page: Page) -> None:
