@@ -58,3 +58,8 @@ def busy() -> bool:
 def compute_if_idle(function: Callable[..., Result], *arguments: Any) -> Result:
     """Call ``function`` on that thread if nobody computes there, else on this one: for work that must not wait."""
     return function(*arguments) if busy() else compute(function, *arguments)
+
+
+def at_once(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call ``function`` on this thread: for devices that compute by themselves."""
+    return function(*arguments)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from llmsvc.engine.compiled import CompiledStep
-from llmsvc.engine.compute import compute
+from llmsvc.engine.compute import at_once, compute
 from llmsvc.engine.constraint import Constraint, Constraints
 from llmsvc.engine.loop import Loop
 from llmsvc.engine.outputs import Outputs
@@ -58,7 +58,7 @@ class Engine:
         """
         self.window = window
         self._model = model
-        self._do = compute if model.device.type == "cpu" else _at_once
+        self._do = compute if model.device.type == "cpu" else at_once
         budget = kv_bytes or _memory(model.device)
         self._runner: Runner = make_runner(model, slots, window, chunk, budget, paged, self._do)
         costs, late = self._runner.costs, self._runner.ahead
@@ -288,10 +288,6 @@ class Engine:
             while self._inbox:
                 self._inbox.popleft()()
             return not self._closing
-
-
-def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
 
 
 def _memory(device: Any) -> int:

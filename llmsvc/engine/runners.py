@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from llmsvc.engine.cache.kinds import FULL, KNOWN, NONE, SLIDING, kinds_of
+from llmsvc.engine.compute import at_once
 from llmsvc.engine.own_cache_runner import OwnCacheRunner
 from llmsvc.engine.paged_runner import PagedRunner
 from llmsvc.engine.runner import Runner
@@ -38,7 +39,7 @@ def make_runner(
     own cache, is not taken. Each pass is a call of its own of ``do``, so that answers of others come in between. Raises
     Unavailable for a model that cannot even make that pass, or does not go on with a text as if it read it whole.
     """
-    comparison = _Comparison(model, window, do or _at_once)
+    comparison = _Comparison(model, window, do or at_once)
     on_device = model.device.type != "cpu"
     kinds = comparison.kinds
     paged = on_device and kinds <= {FULL, SLIDING, NONE} if paged is None else paged
@@ -192,7 +193,3 @@ def _is_plain(module: Any) -> bool:
     """Whether a module multiplies by weights as they are, not rounded ones."""
     states: Iterator[Any] = (getattr(weight, "quant_state", None) for weight in module.parameters(recurse=False))
     return not hasattr(module, "scales") and all(state is None for state in states)
-
-
-def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)

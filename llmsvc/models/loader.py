@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmsvc.errors import BadRequest, LlmsvcError
+from llmsvc.formats.families import PLAIN_TEMPLATE
 from llmsvc.models import adapters, quantised
 from llmsvc.models.folder import check_folder, check_words, generation_config, has_tokenizer, sampling
 from llmsvc.models.forecast import Weights, forecast, plan
@@ -21,13 +22,6 @@ from llmsvc.models.headers import Contents, read, weight_files
 from llmsvc.models.parts import composite, effective, model_class, used
 from llmsvc.models.progress import Cancelled, Progress
 from llmsvc.models.verify import check_answers, check_finite, check_loaded, check_quantised, load_error, sees
-
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'].capitalize() + ': ' + m['content'] + '\\n\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
-"""For base models, which come without a chat template; the page says when it is used."""
-
 
 __all__ = ["LoadedModel", "check_folder", "guess_device", "held_bytes", "load", "pick_device"]
 
